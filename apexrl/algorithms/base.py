@@ -1,0 +1,118 @@
+"""What a service may know of an algorithm: one protocol and the tensors that cross it.
+
+An algorithm is one file in this package that fills :class:`Algorithm`, and one line in ``REGISTRY``. Services never
+look past this protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from apexrl.types import Array, EnvSpec, ItemWindows, TableConfig
+
+
+class ActorOutput(NamedTuple):
+    """One policy evaluation of all lanes; every array has a leading axis [L]."""
+
+    actions: npt.NDArray[np.int64]
+    step_columns: dict[str, Array]
+    """Columns of the row besides those of the environment (e.g. behaviour logits)."""
+    item_columns: dict[str, Array]
+    """Columns kept once per item: the value at the row ``start - prefix`` (e.g. a core state)."""
+    scratch: dict[str, Array]
+    """What initial priorities will need. Stays in the actor."""
+    core_state: Any = None
+
+
+class WindowBatch(NamedTuple):
+    """A batch of B windows on the learner's device. W = context + 1 + T rows; the start row is row ``context``."""
+
+    columns: dict[str, torch.Tensor]
+    """Step columns, name -> [B, W, ...]."""
+    item_columns: dict[str, torch.Tensor]
+    """name -> [B, ...]."""
+    lengths: torch.Tensor
+    """[B] int64 k: the item bootstraps from row ``context + k``."""
+    prefixes: torch.Tensor
+    """[B] int64."""
+    weights: torch.Tensor
+    """[B] f32 importance weights w = (N P)^-beta / max w."""
+
+
+class UpdateOutput(NamedTuple):
+    """What an update returns; tensors stay on the device."""
+
+    priorities: torch.Tensor
+    """[B] f32 new raw priorities."""
+    metrics: dict[str, torch.Tensor]
+    """Scalars: at least ``loss``, ``grad_norm`` and ``nonfinite`` (1 if the update was skipped)."""
+
+
+@dataclass
+class LearnerState:
+    """All that an update reads and changes, and all that a checkpoint holds. ``modules["online"]`` is published."""
+
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    step: int = 0
+    """Learner updates done."""
+    generators: dict[str, torch.Generator] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table an algorithm needs and its share of every batch. Shares of all tables sum to 1."""
+
+    config: TableConfig
+    batch_share: float = 1.0
+
+
+class Algorithm(Protocol):
+    """See docs/architecture.md, "Adding an algorithm"."""
+
+    def make_networks(self) -> nn.Module:
+        """The module whose parameters are published: what :meth:`act` needs."""
+        ...
+
+    def tables(self) -> tuple[TableSpec, ...]: ...
+
+    def initial_core_state(self, num_lanes: int) -> Any: ...
+
+    def act(
+        self,
+        networks: nn.Module,
+        observations: torch.Tensor,
+        core_state: Any,
+        epsilons: npt.NDArray[np.float64],
+        generator: np.random.Generator,
+    ) -> ActorOutput:
+        """Choose actions for stacked observations [L, ...]; ``epsilons`` [L] is each lane's exploration."""
+        ...
+
+    def initial_priorities(self, windows: ItemWindows) -> npt.NDArray[np.float32]:
+        """Raw priorities [I], finite and >= 0, from what :meth:`act` left in ``scratch``."""
+        ...
+
+    def init(self, networks: nn.Module, seed: int) -> LearnerState:
+        """A fresh learner state around ``networks``."""
+        ...
+
+    def update(self, state: LearnerState, batch: WindowBatch) -> UpdateOutput:
+        """One learner step. The only place where ``state`` changes."""
+        ...
+
+
+class AlgorithmFactory(Protocol):
+    """A line of the registry: the class of an algorithm's configuration and how to make the algorithm."""
+
+    Config: type[Any]
+
+    def __call__(self, config: Any, spec: EnvSpec) -> Algorithm:
+        """``config`` is the whole :class:`~apexrl.config.ExperimentConfig`."""
+        ...

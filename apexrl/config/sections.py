@@ -1,0 +1,340 @@
+"""The sections of an experiment's configuration: frozen dataclasses with defaults, units and sources.
+
+Every field is either *shared* or *local*. Shared fields change the meaning of stored rows or of parameters (the
+environment, its preprocessing, the network, n, the discount, the chunk geometry); they are digested and compared
+whenever two services meet. Local fields (learning rate, batch size, capacities, lanes) may differ or change at any
+time without locking a peer out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+SHARED = {"shared": True}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work. The message names the field, its value and what is allowed."""
+
+
+def shared(default: Any) -> Any:
+    """A field that is part of the configuration digest."""
+    return field(default=default, metadata=SHARED)
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise :class:`ConfigError` naming the field unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}, must be {allowed}")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment and its preprocessing."""
+
+    id: str = shared("atari/pong")
+    """SUITE/NAME with suite atari, gymnasium, minatar or apex (small test problems), or PACKAGE.MODULE:FUNCTION for
+    your own vector environment."""
+    stack: int = shared(4)
+    """Frames per observation. 1 = no stacking."""
+    action_repeat: int = shared(4)
+    """Emulator frames per step (Atari; DQN: 4). Other suites take 1."""
+    life_loss_ends: bool = shared(True)
+    """A lost life sets the continuation to 0 without a reset (Ape-X; R2D2 turns it off). Atari only."""
+    full_action_space: bool = shared(False)
+    """All 18 Atari actions (the papers) instead of the game's own."""
+    sticky_actions: float = shared(0.0)
+    """Probability that the emulator repeats the former action. 0 in the papers of this family."""
+    noop_max: int = shared(30)
+    """At most this many no-op frames at an episode's start. Atari only."""
+    fire_reset: bool = shared(True)
+    """Press FIRE after a reset in games that wait for it. Atari only."""
+    max_episode_frames: int = shared(108_000)
+    """Truncate episodes after this many emulator frames (Ape-X trained with 50,000). Atari only."""
+    reward_clip: float = shared(1.0)
+    """Clip training rewards to [-x, x]; 0 = no clipping. Reported returns are never clipped."""
+    reward_scale: float = shared(1.0)
+    """Factor on training rewards, before clipping."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.id), "env.id", self.id, "SUITE/NAME or PACKAGE.MODULE:FUNCTION")
+        require(1 <= self.stack <= 16, "env.stack", self.stack, "in [1, 16]")
+        require(1 <= self.action_repeat <= 16, "env.action_repeat", self.action_repeat, "in [1, 16]")
+        require(0.0 <= self.sticky_actions < 1.0, "env.sticky_actions", self.sticky_actions, "in [0, 1)")
+        require(0 <= self.noop_max <= 1000, "env.noop_max", self.noop_max, "in [0, 1000]")
+        require(self.max_episode_frames > 0, "env.max_episode_frames", self.max_episode_frames, "above 0")
+        require(self.reward_clip >= 0.0, "env.reward_clip", self.reward_clip, "0 (off) or above")
+        require(self.reward_scale > 0.0, "env.reward_scale", self.reward_scale, "above 0")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The replay table and where its shards are."""
+
+    addresses: tuple[str, ...] = ("127.0.0.1:50051",)
+    """HOST:PORT of each shard."""
+    listen: str = "127.0.0.1:50051"
+    """HOST:PORT on which a shard started from this file listens."""
+    selector: Literal["proportional", "rank_based", "uniform"] = "proportional"
+    """How items are drawn."""
+    priority_exponent: float = 0.6
+    """alpha: P(i) ~ p_i^alpha (Ape-X 0.6)."""
+    uniform_mixture: float = 0.0
+    """Share of draws that are uniform (0 in Ape-X, 1e-3 in dqn_zoo)."""
+    importance_sampling_exponent: float = 0.4
+    """beta of w = (N P)^-beta / max w (Ape-X 0.4, constant)."""
+    importance_sampling_exponent_final: float = 0.4
+    """beta after `importance_sampling_anneal_frames` (PER: 1.0)."""
+    importance_sampling_anneal_frames: int = 0
+    """Frames over which beta goes linearly to its final value; 0 = constant."""
+    initial_priority: Literal["actor", "max"] = "actor"
+    """Priority of new items: the actor's own TD error (Ape-X) or the table's maximum so far (PER)."""
+    capacity_items: int = 2_000_000
+    """Soft capacity in items (transitions). Ape-X: 2,000,000."""
+    budget_bytes: int = 4 << 30
+    """Hard budget in bytes of encoded experience."""
+    min_items: int = 50_000
+    """Items before the learner starts. Ape-X: 50,000."""
+    samples_per_insert: float = 0.0
+    """Items the learner draws per item inserted, held by a limiter; 0 = no limiter (the paper)."""
+    slack_items: int = 0
+    """Draws by which either side may run ahead of `samples_per_insert`; 0 = chosen from batch, prefetch and chunks."""
+    chunk_starts: int = shared(32)
+    """Start rows per chunk."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.addresses), "replay.addresses", self.addresses, "a list of HOST:PORT")
+        require(
+            len(self.addresses) == 1,
+            "replay.addresses",
+            self.addresses,
+            "one HOST:PORT (this version trains from one shard)",
+        )
+        for i, address in enumerate(self.addresses):
+            _require_address(f"replay.addresses[{i}]", address)
+        _require_address("replay.listen", self.listen)
+        require(0.0 <= self.priority_exponent <= 4.0, "replay.priority_exponent", self.priority_exponent, "in [0, 4]")
+        require(0.0 <= self.uniform_mixture <= 1.0, "replay.uniform_mixture", self.uniform_mixture, "in [0, 1]")
+        for name in ("importance_sampling_exponent", "importance_sampling_exponent_final"):
+            value = getattr(self, name)
+            require(0.0 <= value <= 1.0, f"replay.{name}", value, "in [0, 1]")
+        require(
+            self.importance_sampling_anneal_frames >= 0,
+            "replay.importance_sampling_anneal_frames",
+            self.importance_sampling_anneal_frames,
+            "0 (constant) or above",
+        )
+        require(1 <= self.chunk_starts <= 512, "replay.chunk_starts", self.chunk_starts, "in [1, 512]")
+        require(
+            self.capacity_items >= self.chunk_starts,
+            "replay.capacity_items",
+            self.capacity_items,
+            f"at least one chunk ({self.chunk_starts})",
+        )
+        require(self.budget_bytes >= 1 << 20, "replay.budget_bytes", self.budget_bytes, "at least 1 MiB (1048576)")
+        require(
+            0 < self.min_items <= self.capacity_items,
+            "replay.min_items",
+            self.min_items,
+            f"in [1, replay.capacity_items = {self.capacity_items}]",
+        )
+        require(self.samples_per_insert >= 0.0, "replay.samples_per_insert", self.samples_per_insert, "0 or above")
+        require(self.slack_items >= 0, "replay.slack_items", self.slack_items, "0 (automatic) or above")
+
+
+@dataclass(frozen=True)
+class ExplorationConfig:
+    """Epsilon of each lane."""
+
+    mode: Literal["ladder", "paper", "fixed"] = "ladder"
+    """ladder: leased index k gets base^(a + b u_k), u by bit reversal, so that scaling shifts nobody (equals the
+    paper's grid at N = 2^m + 1). paper: u = k / (num_lanes - 1) for a fixed number of lanes. fixed: every lane
+    `epsilon`."""
+    base: float = 0.4
+    """Ape-X: 0.4."""
+    a: float = 1.0
+    b: float = 7.0
+    """Ape-X: epsilon_i = 0.4^(1 + 7 i / (N - 1))."""
+    num_lanes: int = 360
+    """N of mode paper. Lanes of all actors together; index modulo N beyond it."""
+    epsilon: float = 0.05
+    """Epsilon of mode fixed, and of mode paper with num_lanes 1."""
+    anneal_frames: int = 0
+    """Frames over which every lane's epsilon falls linearly from 1 to its own value; 0 = at once (Ape-X)."""
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.base <= 1.0, "actor.exploration.base", self.base, "in (0, 1]")
+        require(self.num_lanes >= 1, "actor.exploration.num_lanes", self.num_lanes, "at least 1")
+        require(0.0 <= self.epsilon <= 1.0, "actor.exploration.epsilon", self.epsilon, "in [0, 1]")
+        require(self.anneal_frames >= 0, "actor.exploration.anneal_frames", self.anneal_frames, "0 or above")
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """An actor process."""
+
+    lanes: int = 16
+    """Environments per actor process, stepped together."""
+    env_threads: int = 1
+    """Threads of the environment's own stepper (Atari)."""
+    inference_threads: int = 1
+    """Threads of the policy's forward pass."""
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    parameter_update_period_frames: int = 400
+    """Frames of one lane between two looks for new parameters (Ape-X 400), jittered by 20 %."""
+    max_unacked_chunks: int = 64
+    """Chunks sent but not acknowledged; full = the actor waits."""
+    max_chunk_age_seconds: float = 600.0
+    """A chunk older than this is sent short (slow simulators)."""
+    metrics_port: int = 0
+    """Port of /metrics; 0 = off."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.lanes <= 4096, "actor.lanes", self.lanes, "in [1, 4096]")
+        require(self.env_threads >= 1, "actor.env_threads", self.env_threads, "at least 1")
+        require(self.inference_threads >= 1, "actor.inference_threads", self.inference_threads, "at least 1")
+        require(
+            self.parameter_update_period_frames >= 1,
+            "actor.parameter_update_period_frames",
+            self.parameter_update_period_frames,
+            "at least 1",
+        )
+        require(self.max_unacked_chunks >= 1, "actor.max_unacked_chunks", self.max_unacked_chunks, "at least 1")
+        require(self.max_chunk_age_seconds > 0, "actor.max_chunk_age_seconds", self.max_chunk_age_seconds, "above 0")
+        _require_port("actor.metrics_port", self.metrics_port)
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The learner process."""
+
+    address: str = "127.0.0.1:50061"
+    """HOST:PORT at which actors find the parameter service and the coordinator."""
+    listen: str = "127.0.0.1:50061"
+    """HOST:PORT on which they listen."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = cuda if there is one."""
+    threads: int = 0
+    """CPU threads of the update; 0 = torch's default."""
+    compile: bool = False
+    """Run the update through torch.compile."""
+    batch_size: int = 512
+    """Items per update. Ape-X: 512."""
+    prefetch_batches: int = 0
+    """Batches kept ready. 0 = about 0.25 s of updates, between 2 and 64; the paper kept up to 16."""
+    publish_period_seconds: float = 2.0
+    """Least time between two publications of parameters."""
+    checkpoint_period_seconds: float = 60.0
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept, besides the best by the evaluator."""
+    max_updates: int = 0
+    """End the run after this many updates; 0 = no end."""
+    max_frames: int = 0
+    """End the run after this many environment frames; 0 = no end."""
+    max_seconds: float = 0.0
+    """End the run after this many seconds of learning wall-clock, resumes included; 0 = no end."""
+    metrics_port: int = 0
+    """Port of /metrics; 0 = off."""
+
+    def __post_init__(self) -> None:
+        _require_address("learner.address", self.address)
+        _require_address("learner.listen", self.listen)
+        require(self.threads >= 0, "learner.threads", self.threads, "0 (automatic) or above")
+        require(1 <= self.batch_size <= 1 << 16, "learner.batch_size", self.batch_size, "in [1, 65536]")
+        require(0 <= self.prefetch_batches <= 64, "learner.prefetch_batches", self.prefetch_batches, "in [0, 64]")
+        require(
+            self.publish_period_seconds >= 0, "learner.publish_period_seconds", self.publish_period_seconds, ">= 0"
+        )
+        require(
+            self.checkpoint_period_seconds > 0,
+            "learner.checkpoint_period_seconds",
+            self.checkpoint_period_seconds,
+            "above 0",
+        )
+        require(self.keep_checkpoints >= 2, "learner.keep_checkpoints", self.keep_checkpoints, "at least 2")
+        for name in ("max_updates", "max_frames", "max_seconds"):
+            require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 (no end) or above")
+        _require_port("learner.metrics_port", self.metrics_port)
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """The evaluator: an actor that explores (almost) nothing and inserts nothing."""
+
+    episodes: int = 5
+    """Episodes played on one version of the parameters."""
+    lanes: int = 5
+    period_seconds: float = 60.0
+    """Least time between the starts of two evaluations."""
+    epsilon: float = 0.001
+    """Ape-X's evaluation epsilon is not documented; Double DQN (tuned) and Dopamine use 0.001. Always reported."""
+
+    def __post_init__(self) -> None:
+        require(self.episodes >= 1, "evaluator.episodes", self.episodes, "at least 1")
+        require(1 <= self.lanes <= 256, "evaluator.lanes", self.lanes, "in [1, 256]")
+        require(self.period_seconds >= 0, "evaluator.period_seconds", self.period_seconds, "0 or above")
+        require(0.0 <= self.epsilon <= 1.0, "evaluator.epsilon", self.epsilon, "in [0, 1]")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """What `apex train` starts on this machine."""
+
+    actors: int = 1
+    """Actor processes."""
+    evaluators: int = 1
+
+    def __post_init__(self) -> None:
+        require(1 <= self.actors <= 512, "local.actors", self.actors, "in [1, 512]")
+        require(0 <= self.evaluators <= 8, "local.evaluators", self.evaluators, "in [0, 8]")
+
+
+AlgorithmConfigT = TypeVar("AlgorithmConfigT")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(Generic[AlgorithmConfigT]):
+    """One experiment: everything that `apex train`, a service or the chart needs to know."""
+
+    algorithm: AlgorithmConfigT
+    """The algorithm's own section; its `name` chooses it."""
+    name: str = "experiment"
+    """Name of the experiment; run directories are called after it."""
+    seed: int = 1
+    env: EnvConfig = field(default_factory=EnvConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 1 << 31, "seed", self.seed, "in [0, 2^31)")
+        require(
+            bool(self.name) and "/" not in self.name and not self.name.startswith("."),
+            "name",
+            self.name,
+            "a file name without '/'",
+        )
+        if self.replay.min_items < self.learner.batch_size:
+            raise ConfigError(
+                f"replay.min_items is {self.replay.min_items}, must be at least learner.batch_size = "
+                f"{self.learner.batch_size}"
+            )
+
+
+def _require_address(name: str, address: str) -> None:
+    host, colon, port = address.rpartition(":")
+    valid = bool(host) and colon == ":" and port.isdigit() and int(port) < 1 << 16
+    require(valid, name, address, "HOST:PORT with a port in [0, 65535]")
+
+
+def _require_port(name: str, port: int) -> None:
+    require(0 <= port < 1 << 16, name, port, "in [0, 65535]")
+
+
+def replace(config: Any, **changes: Any) -> Any:
+    """A copy with changed fields; validation runs again."""
+    return dataclasses.replace(config, **changes)
