@@ -17,6 +17,11 @@ from torch import nn
 from apexrl.types import Array, EnvSpec, ItemWindows, TableConfig
 
 
+#: Recurrent state of all lanes, name -> [L, ...]. The actor zeroes a lane's part where an episode begins. Feed-forward
+#: policies have none: {}.
+CoreState = dict[str, Array]
+
+
 class ActorOutput(NamedTuple):
     """One policy evaluation of all lanes; every array has a leading axis [L]."""
 
@@ -27,7 +32,7 @@ class ActorOutput(NamedTuple):
     """Columns kept once per item: the value at the row ``start - prefix`` (e.g. a core state)."""
     scratch: dict[str, Array]
     """What initial priorities will need. Stays in the actor."""
-    core_state: Any = None
+    core_state: CoreState
 
 
 class WindowBatch(NamedTuple):
@@ -82,13 +87,15 @@ class Algorithm(Protocol):
 
     def tables(self) -> tuple[TableSpec, ...]: ...
 
-    def initial_core_state(self, num_lanes: int) -> Any: ...
+    def initial_core_state(self, num_lanes: int) -> CoreState:
+        """Zeros of the right shapes; {} for a feed-forward policy."""
+        ...
 
     def act(
         self,
         networks: nn.Module,
         observations: torch.Tensor,
-        core_state: Any,
+        core_state: CoreState,
         epsilons: npt.NDArray[np.float64],
         generator: np.random.Generator,
     ) -> ActorOutput:
