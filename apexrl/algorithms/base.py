@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from apexrl.experience.batch import WindowBatch as WindowBatch
+from apexrl.experience.windows import WindowRule
 from apexrl.types import Array, EnvSpec, ItemWindows, TableConfig
-
 
 #: Recurrent state of all lanes, name -> [L, ...]. The actor zeroes a lane's part where an episode begins. Feed-forward
 #: policies have none: {}.
@@ -33,21 +34,6 @@ class ActorOutput(NamedTuple):
     scratch: dict[str, Array]
     """What initial priorities will need. Stays in the actor."""
     core_state: CoreState
-
-
-class WindowBatch(NamedTuple):
-    """A batch of B windows on the learner's device. W = context + 1 + T rows; the start row is row ``context``."""
-
-    columns: dict[str, torch.Tensor]
-    """Step columns, name -> [B, W, ...]."""
-    item_columns: dict[str, torch.Tensor]
-    """name -> [B, ...]."""
-    lengths: torch.Tensor
-    """[B] int64 k: the item bootstraps from row ``context + k``."""
-    prefixes: torch.Tensor
-    """[B] int64."""
-    weights: torch.Tensor
-    """[B] f32 importance weights w = (N P)^-beta / max w."""
 
 
 class UpdateOutput(NamedTuple):
@@ -75,6 +61,8 @@ class TableSpec:
     """A table an algorithm needs and its share of every batch. Shares of all tables sum to 1."""
 
     config: TableConfig
+    windows: WindowRule
+    """Which item, if any, each start row begins."""
     batch_share: float = 1.0
 
 

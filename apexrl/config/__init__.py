@@ -1,5 +1,7 @@
 """Configuration: typed sections, loading from YAML and the command line, and the digest that services compare."""
 
+from apexrl.config.digest import config_digest, difference, shared_fields, shared_json
+from apexrl.config.loading import dump_yaml, load_experiment, load_section
 from apexrl.config.sections import (
     ActorConfig,
     ConfigError,
@@ -24,6 +26,13 @@ __all__ = [
     "LearnerConfig",
     "LocalConfig",
     "ReplayConfig",
+    "config_digest",
+    "difference",
+    "dump_yaml",
+    "load_experiment",
+    "load_section",
     "require",
     "shared",
+    "shared_fields",
+    "shared_json",
 ]

@@ -244,9 +244,7 @@ class LearnerConfig:
         require(self.threads >= 0, "learner.threads", self.threads, "0 (automatic) or above")
         require(1 <= self.batch_size <= 1 << 16, "learner.batch_size", self.batch_size, "in [1, 65536]")
         require(0 <= self.prefetch_batches <= 64, "learner.prefetch_batches", self.prefetch_batches, "in [0, 64]")
-        require(
-            self.publish_period_seconds >= 0, "learner.publish_period_seconds", self.publish_period_seconds, ">= 0"
-        )
+        require(self.publish_period_seconds >= 0, "learner.publish_period_seconds", self.publish_period_seconds, ">= 0")
         require(
             self.checkpoint_period_seconds > 0,
             "learner.checkpoint_period_seconds",

@@ -1,0 +1,1 @@
+"""Neural networks. Modules only: no losses, no optimisers, no devices."""

@@ -1,0 +1,1 @@
+"""Telemetry: Prometheus metrics, logs, and the record of an experiment."""

@@ -1,0 +1,1 @@
+"""The ``apex`` command: train on this machine, evaluate, record, inspect."""

@@ -1,0 +1,190 @@
+"""Preallocated batches of windows, and the bounded ring that they go round in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from apexrl.types import ColumnSpec, Scope, Signature, SignatureError
+
+
+class WindowBatch(NamedTuple):
+    """A batch of B windows on the learner's device. W = context + 1 + T rows; the start row is row ``context``."""
+
+    columns: dict[str, torch.Tensor]
+    """Step columns, name -> [B, W, ...]. Rows behind ``context + k`` hold anything."""
+    item_columns: dict[str, torch.Tensor]
+    """name -> [B, ...]."""
+    lengths: torch.Tensor
+    """[B] int64 k: the item bootstraps from row ``context + k``."""
+    prefixes: torch.Tensor
+    """[B] int64."""
+    weights: torch.Tensor
+    """[B] f32 importance weights w = (N P)^-beta / max w."""
+
+    def to(self, device: torch.device) -> WindowBatch:
+        """The batch on ``device``; from pinned memory the copy is asynchronous."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return WindowBatch(
+            columns={name: move(tensor) for name, tensor in self.columns.items()},
+            item_columns={name: move(tensor) for name, tensor in self.item_columns.items()},
+            lengths=move(self.lengths),
+            prefixes=move(self.prefixes),
+            weights=move(self.weights),
+        )
+
+
+def torch_dtype(column: ColumnSpec) -> torch.dtype:
+    """The torch type of a column.
+
+    Raises:
+        SignatureError: torch has none.
+    """
+    try:
+        return torch.from_numpy(np.empty(0, dtype=column.dtype)).dtype
+    except (TypeError, ValueError) as error:
+        raise SignatureError(f"column {column.name!r}: dtype {column.dtype!r} has no torch type") from error
+
+
+class BatchBuffer:
+    """Memory of one batch, allocated once; pinned if CUDA is available.
+
+    Written by :meth:`~apexrl.experience.mirror.HostMirror.gather`, then by :meth:`fill_items`.
+    """
+
+    def __init__(self, signature: Signature, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+        self.batch_size = batch_size
+        pin = torch.cuda.is_available()
+        window = signature.geometry.window
+        self._columns: dict[str, torch.Tensor] = {}
+        self._item_columns: dict[str, torch.Tensor] = {}
+        #: name -> [B, bytes] over the same memory, for the gather.
+        self.raw: dict[str, npt.NDArray[np.uint8]] = {}
+        for column in signature.columns:
+            step = column.scope is Scope.STEP
+            shape = (batch_size, window, *column.shape) if step else (batch_size, *column.shape)
+            tensor = torch.zeros(shape, dtype=torch_dtype(column), pin_memory=pin)
+            (self._columns if step else self._item_columns)[column.name] = tensor
+            self.raw[column.name] = tensor.numpy().reshape(batch_size, -1).view(np.uint8)
+        self._lengths = torch.zeros(batch_size, dtype=torch.int64, pin_memory=pin)
+        self._prefixes = torch.zeros(batch_size, dtype=torch.int64, pin_memory=pin)
+        self._weights = torch.zeros(batch_size, dtype=torch.float32, pin_memory=pin)
+        #: [B] most rows before and behind each start row that a window may reach; set by the gather.
+        self.rows_before = np.zeros(batch_size, dtype=np.int64)
+        self.rows_behind = np.zeros(batch_size, dtype=np.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(raw.nbytes for raw in self.raw.values())
+
+    def fill_items(
+        self,
+        lengths: npt.NDArray[np.integer],
+        prefixes: npt.NDArray[np.integer],
+        weights: npt.NDArray[np.float32],
+        offset: int = 0,
+    ) -> None:
+        """Set lengths, prefixes and weights, each [n], of the rows ``offset`` and following, gathered before.
+
+        Raises:
+            ValueError: they do not have one shape, leave the batch, or a window is longer than its page allows.
+        """
+        part = slice(offset, offset + lengths.size)
+        if not 0 <= offset <= self.batch_size - lengths.size:
+            raise ValueError(f"offset is {offset}, must be in [0, {self.batch_size - lengths.size}]")
+        if not lengths.shape == prefixes.shape == weights.shape == (lengths.size,):
+            raise ValueError(f"lengths {lengths.shape}, prefixes {prefixes.shape} and weights {weights.shape} differ")
+        before, behind = self.rows_before[part], self.rows_behind[part]
+        wrong = (lengths < 1) | (lengths > behind) | (prefixes < 0) | (prefixes > before)
+        if np.any(wrong):
+            i = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"item {i}: length is {lengths[i]} and prefix {prefixes[i]}, must be in [1, {behind[i]}] and "
+                f"[0, {before[i]}]: its page has no more rows"
+            )
+        self._lengths.numpy()[part] = lengths
+        self._prefixes.numpy()[part] = prefixes
+        self._weights.numpy()[part] = weights
+
+    def as_window_batch(self) -> WindowBatch:
+        """The batch as tensors over this buffer's memory: valid until the buffer is written again."""
+        return WindowBatch(
+            columns=dict(self._columns),
+            item_columns=dict(self._item_columns),
+            lengths=self._lengths,
+            prefixes=self._prefixes,
+            weights=self._weights,
+        )
+
+
+class BatchRing:
+    """A fixed number of batch buffers between the thread that fills them and the one that trains on them.
+
+    Bounded by construction: who wants a buffer waits until one is released. All methods may be called by any thread.
+    """
+
+    def __init__(self, signature: Signature, batch_size: int, num_buffers: int) -> None:
+        if num_buffers < 1:
+            raise ValueError(f"num_buffers is {num_buffers}, must be at least 1")
+        self._buffers = [BatchBuffer(signature, batch_size) for _ in range(num_buffers)]
+        self._free = list(self._buffers)
+        self._freed = threading.Condition()
+        self._blocked_seconds = 0.0
+
+    @property
+    def num_buffers(self) -> int:
+        return len(self._buffers)
+
+    @property
+    def num_acquired(self) -> int:
+        """Buffers in use now."""
+        with self._freed:
+            return len(self._buffers) - len(self._free)
+
+    @property
+    def blocked_seconds(self) -> float:
+        """Seconds that calls of :meth:`acquire` have waited, in all."""
+        with self._freed:
+            return self._blocked_seconds
+
+    def acquire(self, timeout: float | None = None) -> BatchBuffer:
+        """Take a free buffer, waiting for one if need be.
+
+        Args:
+            timeout: seconds to wait at most; None = as long as it takes.
+
+        Raises:
+            TimeoutError: no buffer became free in time.
+        """
+        with self._freed:
+            began = time.monotonic()
+            ready = self._freed.wait_for(lambda: bool(self._free), timeout)
+            self._blocked_seconds += time.monotonic() - began
+            if not ready:
+                raise TimeoutError(f"none of {len(self._buffers)} batch buffers became free within {timeout} s")
+            return self._free.pop()
+
+    def release(self, buffer: BatchBuffer) -> None:
+        """Give a buffer back; nothing may read it any more.
+
+        Raises:
+            ValueError: the buffer is not of this ring, or is free already.
+        """
+        with self._freed:
+            if not any(buffer is own for own in self._buffers):
+                raise ValueError("the buffer is not one of this ring's")
+            if any(buffer is free for free in self._free):
+                raise ValueError("the buffer is free already")
+            self._free.append(buffer)
+            self._freed.notify()

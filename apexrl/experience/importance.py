@@ -1,0 +1,34 @@
+"""Importance weights of prioritised samples (Schaul et al. 2016, section 3.4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def importance_weights(probabilities: npt.NDArray[np.floating], num_items: int, beta: float) -> npt.NDArray[np.float32]:
+    """w_i = (N P_i)^-beta / max_j w_j over the batch.
+
+    Args:
+        probabilities: [B] with which each item was truly drawn, above 0.
+        num_items: N, items in the table (over all shards) at the draw.
+        beta: importance sampling exponent in [0, 1]; 0 gives weights of 1.
+
+    Returns:
+        [B] f32 in (0, 1]; the largest is 1.
+
+    Raises:
+        ValueError: a probability is not finite and above 0, or ``num_items`` is below 1.
+    """
+    if num_items < 1:
+        raise ValueError(f"num_items is {num_items}, must be at least 1")
+    exact = np.asarray(probabilities, dtype=np.float64)
+    if exact.size == 0:
+        return np.zeros(0, dtype=np.float32)
+    if not np.all(np.isfinite(exact) & (exact > 0.0)):
+        worst = exact[~(np.isfinite(exact) & (exact > 0.0))][0]
+        raise ValueError(f"probabilities hold {worst}, must be finite and above 0")
+    # In logarithms and relative to the largest weight, so that a tiny P cannot overflow the power.
+    logs = -beta * np.log(num_items * exact)
+    weights: npt.NDArray[np.float32] = np.exp(logs - logs.max()).astype(np.float32)
+    return weights

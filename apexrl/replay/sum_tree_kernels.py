@@ -1,0 +1,114 @@
+"""Compiled kernels of :class:`apexrl.replay.sum_tree.SumTree`; the layout is described there.
+
+They do the same float64 operations in the same order as the NumPy versions, so results are equal bit for bit:
+no fastmath, and a node's sum is always ((c0 + c1) + (c2 + c3)) + ((c4 + c5) + (c6 + c7)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+F = TypeVar("F", bound=Callable[..., Any])
+_compiled = cast(Callable[[F], F], numba.njit(cache=True, nogil=True))
+
+#: Searches that descend together, so that their cache misses overlap.
+SEARCHES_AT_ONCE = 16
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@_compiled
+def _sum_of_children(tree: Floats, first: int) -> float:
+    left = (tree[first] + tree[first + 1]) + (tree[first + 2] + tree[first + 3])
+    right = (tree[first + 4] + tree[first + 5]) + (tree[first + 6] + tree[first + 7])
+    total: float = left + right
+    return total
+
+
+@_compiled
+def find_bad(num_leaves: int, leaves: Ints, weights: Floats) -> int:
+    """Position of the first leaf out of range or weight that is negative or not finite; -1 = none."""
+    for k in range(leaves.size):
+        if leaves[k] < 0 or leaves[k] >= num_leaves or not 0.0 <= weights[k] < np.inf:
+            return k
+    return -1
+
+
+@_compiled
+def set_leaves(tree: Floats, offsets: Ints, widths: Ints, leaves: Ints, weights: Floats) -> None:
+    """Write leaves in order (of duplicates the last wins), then recompute every ancestor from its children."""
+    nodes = np.empty(leaves.size, np.int64)
+    count = 0
+    previous = np.int64(-1)
+    for k in range(leaves.size):
+        tree[leaves[k]] = weights[k]
+        parent = leaves[k] >> 3
+        if parent != previous:
+            nodes[count] = parent
+            count += 1
+            previous = parent
+    for level in range(1, offsets.size):
+        below = offsets[level - 1]
+        here = offsets[level]
+        if widths[level] <= count:
+            # More touched paths than nodes: the rest of the way up it is cheaper to recompute whole levels.
+            for node in range(widths[level]):
+                tree[here + node] = _sum_of_children(tree, below + 8 * node)
+            count = widths[level]
+            continue
+        kept = 0
+        previous = np.int64(-1)
+        for k in range(count):
+            node = nodes[k]
+            tree[here + node] = _sum_of_children(tree, below + 8 * node)
+            if node >> 3 != previous:
+                previous = node >> 3
+                nodes[kept] = previous
+                kept += 1
+        count = kept
+
+
+@_compiled
+def find_leaves(tree: Floats, offsets: Ints, targets: Floats, leaves: Ints, weights: Floats) -> None:
+    """Descend from the root for every target; writes the leaf reached and its weight."""
+    remaining = np.empty(SEARCHES_AT_ONCE, np.float64)
+    nodes = np.empty(SEARCHES_AT_ONCE, np.int64)
+    for begin in range(0, targets.size, SEARCHES_AT_ONCE):
+        count = min(SEARCHES_AT_ONCE, targets.size - begin)
+        for j in range(count):
+            remaining[j] = targets[begin + j]
+            nodes[j] = 0
+        for level in range(offsets.size - 2, -1, -1):
+            for j in range(count):
+                first = offsets[level] + 8 * nodes[j]
+                x = remaining[j]
+                sum01 = tree[first] + tree[first + 1]
+                sum23 = tree[first + 2] + tree[first + 3]
+                sum45 = tree[first + 4] + tree[first + 5]
+                sum67 = tree[first + 6] + tree[first + 7]
+                # Selected by arithmetic: which way a search goes is random, and a branch would be mispredicted half the
+                # time. Multiplying by 0 or 1 is exact.
+                left = sum01 + sum23
+                go = np.int64(x >= left) & np.int64(sum45 + sum67 > 0.0)
+                x -= left * go
+                child = 4 * go
+                left = sum45 * go + sum01 * (1 - go)
+                right = sum67 * go + sum23 * (1 - go)
+                go = np.int64(x >= left) & np.int64(right > 0.0)
+                x -= left * go
+                child += 2 * go
+                left = tree[first + child]
+                go = np.int64(x >= left) & np.int64(tree[first + child + 1] > 0.0)
+                x -= left * go
+                child += go
+                remaining[j] = x
+                nodes[j] = 8 * nodes[j] + child
+        for j in range(count):
+            leaves[begin + j] = nodes[j]
+            weights[begin + j] = tree[nodes[j]]

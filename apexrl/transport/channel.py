@@ -1,0 +1,106 @@
+"""Options of every channel and server, in one place.
+
+Sizes are explicit on both sides and never unlimited. Connections are kept alive by pings, so that a peer that is gone
+without a word is noticed within 40 s. See docs/operations.md for the table.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import grpc
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+#: First and longest wait between two attempts to reach a peer, in seconds.
+FIRST_BACKOFF_SECONDS = 0.2
+LONGEST_BACKOFF_SECONDS = 15.0
+#: Whoever waits says so this often.
+REPORT_PERIOD_SECONDS = 10.0
+
+Options = list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class MessageLimits:
+    """Largest message in bytes that a server takes in and gives out. Its clients mirror them."""
+
+    server_receives: int
+    server_sends: int
+
+    def __post_init__(self) -> None:
+        for name in ("server_receives", "server_sends"):
+            value = getattr(self, name)
+            if not 0 < value <= 1 << 30:
+                raise ValueError(f"{name} is {value}, must be in [1, {1 << 30}]: unlimited messages are not allowed")
+
+
+#: Inserts close at 256 KiB; draw replies carry the chunks of whole batches.
+REPLAY_LIMITS = MessageLimits(server_receives=4 * MIB, server_sends=64 * MIB)
+#: Parameters travel in parts of 1 MiB.
+LEARNER_LIMITS = MessageLimits(server_receives=4 * MIB, server_sends=4 * MIB)
+
+
+def server_options(limits: MessageLimits, max_connection_age_seconds: float | None = None) -> Options:
+    """Options of a server. With an age, connections are renewed so that clients spread out again (never on shards)."""
+    options = [
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", limits.server_receives),
+        ("grpc.max_send_message_length", limits.server_sends),
+        ("grpc.max_concurrent_streams", 16),
+        ("grpc.so_reuseport", 0),
+    ]
+    if max_connection_age_seconds is not None:
+        options.append(("grpc.max_connection_age_ms", int(max_connection_age_seconds * 1000)))
+        options.append(("grpc.max_connection_age_grace_ms", 30_000))
+    return options
+
+
+def channel_options(limits: MessageLimits) -> Options:
+    """Options of a client's channel to a server with ``limits``."""
+    return [
+        # At least the server's minimum, else it answers too_many_pings.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", limits.server_sends),
+        ("grpc.max_send_message_length", limits.server_receives),
+        # grpc's default longest wait is 120 s.
+        ("grpc.initial_reconnect_backoff_ms", int(FIRST_BACKOFF_SECONDS * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(LONGEST_BACKOFF_SECONDS * 1000)),
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+        # Clients repeat calls themselves: only they know what was acknowledged.
+        ("grpc.enable_retries", 0),
+    ]
+
+
+def open_channel(address: str, limits: MessageLimits) -> grpc.aio.Channel:
+    """A channel to HOST:PORT. Connecting happens in the background; call on the loop of :mod:`io_thread`."""
+    return grpc.aio.insecure_channel(address, options=channel_options(limits))
+
+
+class Backoff:
+    """Seconds to wait before attempt 1, 2, ... after a failure: doubling, capped, jittered by half."""
+
+    def __init__(self, first: float = FIRST_BACKOFF_SECONDS, longest: float = LONGEST_BACKOFF_SECONDS) -> None:
+        self._first = first
+        self._longest = longest
+        self._attempts = 0
+        self._random = random.Random()
+
+    def next(self) -> float:
+        """Seconds until the next attempt."""
+        base = min(self._longest, self._first * 2 ** min(self._attempts, 16))
+        self._attempts += 1
+        return base * self._random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """The peer answered."""
+        self._attempts = 0

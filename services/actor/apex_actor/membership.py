@@ -1,0 +1,143 @@
+"""An actor's standing with the coordinator: its leases, what it reports, and what it is told."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from apexrl.transport import coordinator_pb2 as pb
+from apexrl.transport import parameters_pb2
+from apexrl.transport.handshake import Handshake
+from apexrl.types import EpisodeReport, ParameterVersion
+
+#: Seconds between two heartbeats, if a third of the lease is not less.
+HEARTBEAT_SECONDS = 2.0
+#: Finished episodes kept for the next heartbeat; the oldest go first.
+MAX_PENDING_EPISODES = 10_000
+
+
+class Heart(Protocol):
+    """Whatever carries a heartbeat: the gRPC client, or serial mode's in-memory channel."""
+
+    def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatResponse: ...
+
+
+class Membership:
+    """Builds heartbeats and keeps what their answers say.
+
+    All methods may be called from any thread. Until the first answer ``indices`` is empty and the actor explores by
+    hash; a lease that cannot be renewed is kept.
+    """
+
+    def __init__(self, role: pb.Role, num_lanes: int, handshake: Handshake, incarnation: bytes | None = None) -> None:
+        self.incarnation = incarnation or os.urandom(16)
+        self._role = role
+        self._num_lanes = num_lanes
+        self._handshake = handshake
+        self._lock = threading.Lock()
+        self._episodes: deque[EpisodeReport] = deque(maxlen=MAX_PENDING_EPISODES)
+        self._unanswered: pb.HeartbeatRequest | None = None
+        self._report_number = 0
+        self._env_steps = 0
+        self._steps_reported = 0
+        self._reported_at = time.monotonic()
+        self._blocked_seconds = 0.0
+        self.version = ParameterVersion(0, 0)
+        self.indices: list[int] = []
+        self.global_frames = 0
+        self.finished = False
+        self.run_id = ""
+        self.ttl_seconds = 3 * HEARTBEAT_SECONDS
+
+    def report(self, episodes: Iterable[EpisodeReport], env_steps: int, blocked_seconds: float = 0.0) -> None:
+        """Add finished episodes and steps to the next heartbeat."""
+        with self._lock:
+            self._episodes.extend(episodes)
+            self._env_steps += env_steps
+            self._blocked_seconds += blocked_seconds
+
+    def beat(self, heart: Heart, *, release: bool = False) -> None:
+        """Send one heartbeat and take in the answer. One that failed before is sent again first, under its number."""
+        if self._unanswered is not None:
+            self._exchange(heart, self._unanswered)
+        self._exchange(heart, self._next_request(release))
+
+    def _next_request(self, release: bool) -> pb.HeartbeatRequest:
+        with self._lock:
+            episodes = list(self._episodes)
+            self._episodes.clear()
+            now = time.monotonic()
+            interval = max(now - self._reported_at, 1e-3)
+            rate = (self._env_steps - self._steps_reported) / interval
+            self._reported_at, self._steps_reported = now, self._env_steps
+            blocked, self._blocked_seconds = self._blocked_seconds, 0.0
+            self._report_number += 1
+            return pb.HeartbeatRequest(
+                handshake=self._handshake.to_proto(),
+                role=self._role,
+                incarnation=self.incarnation,
+                lanes=self._num_lanes,
+                held_indices=self.indices,
+                report_number=self._report_number,
+                episodes=[
+                    pb.Episode(
+                        episode_return=episode.episode_return,
+                        length_steps=episode.length_steps,
+                        epsilon=episode.epsilon,
+                        version=parameters_pb2.ParameterVersion(epoch=episode.version.epoch, step=episode.version.step),
+                    )
+                    for episode in episodes
+                ],
+                env_steps=self._env_steps,
+                env_steps_per_second=rate,
+                version=parameters_pb2.ParameterVersion(epoch=self.version.epoch, step=self.version.step),
+                release=release,
+                insert_blocked_seconds=blocked,
+            )
+
+    def _exchange(self, heart: Heart, request: pb.HeartbeatRequest) -> None:
+        self._unanswered = request
+        response = heart.heartbeat(request)
+        self._unanswered = None
+        self.run_id = response.run_id
+        if response.indices:
+            self.indices = list(response.indices)
+        self.global_frames = response.global_frames
+        self.finished = response.finished
+        self.ttl_seconds = response.ttl_seconds
+
+
+class HeartbeatThread:
+    """Beats in the background until stopped; ``stop`` releases the leases if the coordinator can be reached."""
+
+    def __init__(self, membership: Membership, heart: Heart, on_error: Callable[[Exception], None]) -> None:
+        self._membership = membership
+        self._heart = heart
+        self._on_error = on_error
+        self._stop = threading.Event()
+        self.answered = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> None:
+        self._stop.set()
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._membership.beat(self._heart)
+                self.answered.set()
+            except ConnectionError as error:
+                self._on_error(error)
+            self._stop.wait(min(HEARTBEAT_SECONDS, self._membership.ttl_seconds / 3))
+        try:
+            self._membership.beat(self._heart, release=True)
+        except ConnectionError as error:
+            self._on_error(error)

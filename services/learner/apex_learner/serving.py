@@ -1,0 +1,213 @@
+"""The serving child: parameter service, coordinator and experiment log, apart from the trainer's process.
+
+Several hundred actors that pull parameters every few seconds would take more than a core of the trainer's
+interpreter. So the trainer serves nothing: it hands each version over by shared memory and its progress down a pipe
+(:mod:`apex_learner.link`), and this process does the rest. It imports no torch, ends when the pipe does, and can be
+restarted alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from apex_learner.coordinator import Coordinator, Evaluation
+from apex_learner.link import (
+    Link,
+    LinkClosedError,
+    Message,
+    evaluation_to_message,
+    progress_from_message,
+    take_payload,
+)
+from apexrl.telemetry.experiment_log import ExperimentLog
+from apexrl.telemetry.logging import configure_logging, get_logger
+from apexrl.transport import coordinator_pb2, coordinator_pb2_grpc, parameters_pb2, parameters_pb2_grpc
+from apexrl.transport.channel import LEARNER_LIMITS
+from apexrl.transport.errors import ListenError, Refused
+from apexrl.transport.handshake import Handshake, verify
+from apexrl.transport.io_thread import io_thread
+from apexrl.transport.parameter_parts import parameter_messages
+from apexrl.transport.server import RunningServer, start_server
+from apexrl.transport.servicing import abort_refused
+from apexrl.types import Parameters, ParameterVersion
+
+#: Parameter transfers at once; more callers wait their turn.
+MAX_TRANSFERS = 16
+
+
+class ParametersServicer(parameters_pb2_grpc.ParametersServicer):
+    """Serves the newest parameters to whoever understands them."""
+
+    def __init__(self, handshake: Handshake) -> None:
+        self._handshake = handshake
+        self._newest: Parameters | None = None
+        self._transfers = asyncio.Semaphore(MAX_TRANSFERS)
+
+    def publish(self, parameters: Parameters) -> None:
+        self._newest = parameters
+
+    async def GetParameters(  # noqa: N802
+        self,
+        request: parameters_pb2.GetParametersRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[parameters_pb2.GetParametersResponse]:
+        """See ``parameters.proto``."""
+        try:
+            verify(self._handshake, Handshake.from_proto(request.handshake), check_run=False)
+        except Refused as refusal:
+            await abort_refused(context, refusal)
+        newest = self._newest
+        if newest is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the learner is starting: nothing is published yet")
+            raise AssertionError("abort raises")
+        async with self._transfers:
+            for message in parameter_messages(request, newest):
+                yield message
+
+
+class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
+    """Puts the coordinator on the wire."""
+
+    def __init__(self, handshake: Handshake, coordinator: Coordinator) -> None:
+        self._handshake = handshake
+        self._coordinator = coordinator
+
+    async def Heartbeat(  # noqa: N802
+        self,
+        request: coordinator_pb2.HeartbeatRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> coordinator_pb2.HeartbeatResponse:
+        """See ``coordinator.proto``."""
+        try:
+            verify(self._handshake, Handshake.from_proto(request.handshake), check_run=False)
+        except Refused as refusal:
+            await abort_refused(context, refusal)
+        return self._coordinator.heartbeat(request)
+
+    async def GetStatus(  # noqa: N802
+        self,
+        request: coordinator_pb2.GetStatusRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> coordinator_pb2.GetStatusResponse:
+        """See ``coordinator.proto``."""
+        return self._coordinator.status()
+
+
+class ServingProcess:
+    """Both services and the experiment log, fed by the link. All state is touched on the io loop only."""
+
+    def __init__(self, link: Link, hello: Message) -> None:
+        self._link = link
+        self._handshake = Handshake(hello["run_id"], hello["shared_config_json"])
+        self._coordinator = Coordinator(
+            hello["run_id"], hello["epoch"], resumed=hello["resumed"], on_evaluation=self._evaluated
+        )
+        self._log = ExperimentLog(Path(hello["log_directory"])) if hello["log_directory"] else None
+        self._listen: str = hello["listen"]
+        self._parameters: ParametersServicer | None = None
+        self._server: RunningServer | None = None
+
+    async def start(self) -> RunningServer:
+        """Listen.
+
+        Raises:
+            ListenError: the address is taken.
+        """
+        parameters = ParametersServicer(self._handshake)
+        self._parameters = parameters
+        coordinator = CoordinatorServicer(self._handshake, self._coordinator)
+        register: list[Callable[[grpc.aio.Server], None]] = [
+            lambda server: parameters_pb2_grpc.add_ParametersServicer_to_server(parameters, server),
+            lambda server: coordinator_pb2_grpc.add_CoordinatorServicer_to_server(coordinator, server),
+        ]
+        self._server = await start_server(
+            self._listen,
+            register,
+            LEARNER_LIMITS,
+            services=("apex.v1.Parameters", "apex.v1.Coordinator"),
+            max_connection_age_seconds=900,
+            serving=False,
+        )
+        return self._server
+
+    async def handle(self, message: Message) -> None:
+        """Take in one message of the trainer."""
+        kind = message["type"]
+        if kind == "parameters":
+            payload = take_payload(message["path"])
+            version = ParameterVersion.unpack(message["version"])
+            assert self._parameters is not None
+            assert self._server is not None
+            self._parameters.publish(
+                Parameters(version, self._handshake.run_id, payload, hashlib.sha256(payload).digest())
+            )
+            await self._server.set_serving(True)
+        elif kind == "progress":
+            self._coordinator.progress = progress_from_message(message)
+        elif kind == "scalars":
+            self._write_scalars(message["values"])
+        else:
+            raise ValueError(f"link message type is {kind!r}, must be parameters, progress or scalars")
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(1.0)
+        if self._log is not None:
+            self._log.close()
+
+    def _write_scalars(self, values: dict[str, float]) -> None:
+        if self._log is not None:
+            returns = {name: value for name, value in self._coordinator.returns().items() if name != "evaluator_return"}
+            self._log.scalars({**values, **returns, "episodes": self._coordinator.num_episodes})
+
+    def _evaluated(self, evaluation: Evaluation) -> None:
+        progress = self._coordinator.progress
+        if self._log is not None:
+            self._log.evaluation(
+                version=evaluation.version,
+                returns=evaluation.returns,
+                epsilon=evaluation.epsilon,
+                global_frames=progress.global_frames,
+            )
+        self._link.send(evaluation_to_message(evaluation))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the child: ``python -m apex_learner.serving --link FD``. Started by the trainer only."""
+    parser = argparse.ArgumentParser(prog="apex_learner.serving", description=__doc__)
+    parser.add_argument("--link", type=int, required=True, help="file descriptor of the trainer's pipe")
+    options = parser.parse_args(arguments)
+    configure_logging("learner-serving")
+    log = get_logger(__name__)
+    link = Link.from_descriptor(options.link)
+    process = ServingProcess(link, link.receive())
+    io = io_thread()
+    try:
+        server = io.run(process.start())
+    except ListenError as error:
+        link.send({"type": "failed", "error": str(error)})
+        return 1
+    log.info("serving parameters and coordinator", address=server.address)
+    link.send({"type": "ready", "address": server.address})
+    try:
+        while True:
+            io.run(process.handle(link.receive()))
+    except LinkClosedError:
+        log.info("the trainer has gone; stopping")
+    finally:
+        io.run(process.stop())
+    return 0
+
+
+if __name__ == "__main__":
+    threading.current_thread().name = "link"
+    sys.exit(main())

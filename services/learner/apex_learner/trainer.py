@@ -1,0 +1,164 @@
+"""The trainer: one update per batch, the schedules that depend on frames, and what must survive a restart.
+
+It knows no sockets and no threads. The learner process and serial mode drive it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from apexrl.algorithms.base import Algorithm, LearnerState, UpdateOutput
+from apexrl.config import ExperimentConfig
+from apexrl.experience.batch import BatchBuffer
+from apexrl.types import ParameterVersion
+
+#: After this many skipped updates in a row the parameters are taken to be broken.
+MAX_NONFINITE_UPDATES = 10
+
+
+class NonfiniteLossError(RuntimeError):
+    """Loss or gradient was not finite ten times in a row. Nothing may be saved or published."""
+
+
+@dataclass
+class Counters:
+    """Totals of the whole run; part of every checkpoint.
+
+    A shard counts its inserts since its own start (``boot``). Frames of starts that ended are kept in
+    ``frames_before``, so neither a new shard nor a new learner breaks the count.
+    """
+
+    action_repeat: int
+    frames_before: int = 0
+    shard_boot: str = ""
+    shard_inserted: int = 0
+    seconds: float = 0.0
+    """Wall-clock of learning, in all starts together."""
+    draw_requests: int = 0
+    nonfinite_updates: int = 0
+
+    @property
+    def global_frames(self) -> int:
+        """Environment frames of all actors."""
+        return self.frames_before + self.shard_inserted * self.action_repeat
+
+    def observe_inserted(self, inserted: int, boot: bytes) -> None:
+        """Take in the insert counter of a shard that started as ``boot``."""
+        if boot.hex() != self.shard_boot:
+            self.frames_before = self.global_frames
+            self.shard_boot = boot.hex()
+        self.shard_inserted = inserted
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Trainer:
+    """Updates the learner state, and knows what to publish, report and save."""
+
+    def __init__(
+        self,
+        *,
+        config: ExperimentConfig[Any],
+        algorithm: Algorithm,
+        state: LearnerState,
+        device: torch.device,
+        epoch: int,
+        counters: Counters,
+    ) -> None:
+        self._config = config
+        self._algorithm = algorithm
+        self.state = state
+        self.device = device
+        self.epoch = epoch
+        self.counters = counters
+        self.last_output: UpdateOutput | None = None
+        self._nonfinite_in_a_row = 0
+        self._started = time.monotonic()
+        self._seconds_before = counters.seconds
+
+    @property
+    def version(self) -> ParameterVersion:
+        return ParameterVersion(self.epoch, self.state.step)
+
+    def update(self, batch: BatchBuffer) -> npt.NDArray[np.float32]:
+        """One update; returns the new priorities [B] of the batch's items.
+
+        Raises:
+            NonfiniteLossError: the tenth skipped update in a row.
+        """
+        output = self._algorithm.update(self.state, batch.as_window_batch())
+        self.last_output = output
+        priorities = output.priorities.to("cpu", torch.float32).numpy()
+        self._watch_nonfinite(output)
+        return priorities
+
+    def _watch_nonfinite(self, output: UpdateOutput) -> None:
+        if float(output.metrics["nonfinite"]) == 0.0:
+            self._nonfinite_in_a_row = 0
+            return
+        self._nonfinite_in_a_row += 1
+        self.counters.nonfinite_updates += 1
+        if self._nonfinite_in_a_row >= MAX_NONFINITE_UPDATES:
+            raise NonfiniteLossError(
+                f"loss or gradient was not finite in {MAX_NONFINITE_UPDATES} updates in a row, the last at step "
+                f"{self.state.step}"
+            )
+
+    @property
+    def trustworthy(self) -> bool:
+        """False while the newest update was skipped: then nothing is published or saved."""
+        return self._nonfinite_in_a_row == 0
+
+    def importance_sampling_exponent(self) -> float:
+        """Beta at the run's present frame."""
+        replay = self._config.replay
+        frames = replay.importance_sampling_anneal_frames
+        share = min(1.0, self.counters.global_frames / frames) if frames else 0.0
+        first, final = replay.importance_sampling_exponent, replay.importance_sampling_exponent_final
+        return first + (final - first) * share
+
+    def published_module(self) -> nn.Module:
+        return self.state.modules["online"]
+
+    def parameters_payload(self) -> bytes:
+        """The published parameters as safetensors bytes."""
+        tensors = {
+            name: tensor.detach().to("cpu").contiguous() for name, tensor in self.published_module().state_dict().items()
+        }
+        return save_tensors(tensors)
+
+    def advance_clock(self) -> None:
+        """Bring ``counters.seconds`` up to now."""
+        self.counters.seconds = self._seconds_before + time.monotonic() - self._started
+
+    def finished(self) -> bool:
+        """Whether the run has reached one of its ends."""
+        learner = self._config.learner
+        self.advance_clock()
+        return (
+            (learner.max_updates > 0 and self.state.step >= learner.max_updates)
+            or (learner.max_frames > 0 and self.counters.global_frames >= learner.max_frames)
+            or (learner.max_seconds > 0 and self.counters.seconds >= learner.max_seconds)
+        )
+
+    def seconds_left(self, updates_per_second: float, frames_per_second: float) -> float | None:
+        """Until the nearest end of the run, at the present speed; None while no end is set or the speed unknown."""
+        learner = self._config.learner
+        ends = []
+        if learner.max_updates and updates_per_second > 0:
+            ends.append((learner.max_updates - self.state.step) / updates_per_second)
+        if learner.max_frames and frames_per_second > 0:
+            ends.append((learner.max_frames - self.counters.global_frames) / frames_per_second)
+        if learner.max_seconds:
+            ends.append(learner.max_seconds - self.counters.seconds)
+        return max(0.0, min(ends)) if ends else None
