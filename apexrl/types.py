@@ -117,6 +117,10 @@ class SignatureError(ValueError):
     """Data or a peer's declaration does not agree with a table's signature; the message names the field."""
 
 
+class Fenced(RuntimeError):  # noqa: N818
+    """Another learner has taken over: this one must stop at once and write nothing more. Exit code 75."""
+
+
 @dataclass(frozen=True)
 class ColumnSpec:
     """Name, element type and shape of one column. ``shape`` is that of one row (or of one item)."""

@@ -15,6 +15,9 @@ REGISTRY: dict[str, AlgorithmFactory] = {
     "apex_dqn": ApexDQN,
 }
 
+#: Value of ``algorithm.name`` -> the dataclass of that section.
+CONFIGS: dict[str, type[Any]] = {name: factory.Config for name, factory in REGISTRY.items()}
+
 
 def algorithm_config_class(name: str) -> type[Any]:
     """The dataclass of the ``algorithm`` section with this ``name``.

@@ -20,6 +20,7 @@ from torch import nn
 
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
 from apexrl.config import ConfigError, ExperimentConfig, require, shared
+from apexrl.experience.windows import NStepWindows
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
 from apexrl.ops.exploration import epsilon_greedy
 from apexrl.ops.frames import stack_frames
@@ -185,7 +186,7 @@ class ApexDQN:
             budget_bytes=replay.budget_bytes,
             initial_priority=InitialPriority(replay.initial_priority),
         )
-        return (TableSpec(config),)
+        return (TableSpec(config, NStepWindows(self._config.n_steps)),)
 
     def initial_core_state(self, num_lanes: int) -> CoreState:
         """The policy is feed-forward: {}."""
@@ -242,7 +243,7 @@ class ApexDQN:
         optimizer = state.optimizers["online"]
         transitions = self.transitions(batch)
         optimizer.zero_grad(set_to_none=True)
-        output: LossOutput = self._loss(online, target, transitions)
+        output = self._loss(online, target, transitions)
         torch.autograd.backward(output.loss)
         grads = [p.grad for p in online.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(grads)
@@ -270,15 +271,16 @@ class ApexDQN:
             weights=batch.weights,
         )
 
-    def loss(self, online: nn.Module, target: nn.Module, transitions: Transitions) -> LossOutput:
+    def loss(self, online: QNetwork, target: QNetwork, transitions: Transitions) -> LossOutput:
         """Importance-weighted loss of a batch; differentiable with respect to ``online``."""
         config = self._config
         device_type = transitions.s_t.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=config.bfloat16 and device_type == "cuda"):
             q_tm1 = online(transitions.s_tm1)
             with torch.no_grad():
-                q_t = target(transitions.s_t)
-                q_t_selector = online(transitions.s_t) if config.double else q_t
+                prepared = online.prepare(transitions.s_t)
+                q_t = target.values(prepared)
+                q_t_selector = online.values(prepared) if config.double else q_t
         bootstrap_values = double_q_values(q_t, q_t_selector)
         targets = bootstrapped_targets(
             transitions.returns, transitions.bootstrap_discounts, bootstrap_values, config.rescaling_epsilon

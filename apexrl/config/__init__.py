@@ -1,5 +1,6 @@
 """Configuration: typed sections, loading from YAML and the command line, and the digest that services compare."""
 
+from apexrl.config.conversion import to_plain
 from apexrl.config.digest import config_digest, difference, shared_fields, shared_json
 from apexrl.config.loading import dump_yaml, load_experiment, load_section
 from apexrl.config.sections import (
@@ -35,4 +36,5 @@ __all__ = [
     "shared",
     "shared_fields",
     "shared_json",
+    "to_plain",
 ]

@@ -44,15 +44,17 @@ class EnvConfig:
     life_loss_ends: bool = shared(True)
     """A lost life sets the continuation to 0 without a reset (Ape-X; R2D2 turns it off). Atari only."""
     full_action_space: bool = shared(False)
-    """All 18 Atari actions (the papers) instead of the game's own."""
+    """All 18 Atari actions (the papers), or all 6 of MinAtar, instead of the game's own."""
     sticky_actions: float = shared(0.0)
-    """Probability that the emulator repeats the former action. 0 in the papers of this family."""
+    """Probability that the emulator repeats the former action (Atari; MinAtar, whose paper has 0.1). 0 in the papers
+    of this family."""
     noop_max: int = shared(30)
     """At most this many no-op frames at an episode's start. Atari only."""
     fire_reset: bool = shared(True)
     """Press FIRE after a reset in games that wait for it. Atari only."""
     max_episode_frames: int = shared(108_000)
-    """Truncate episodes after this many emulator frames (Ape-X trained with 50,000). Atari only."""
+    """Truncate episodes after this many emulator frames (Ape-X trained with 50,000). Atari and
+    MinAtar; evaluations always have 108,000."""
     reward_clip: float = shared(1.0)
     """Clip training rewards to [-x, x]; 0 = no clipping. Reported returns are never clipped."""
     reward_scale: float = shared(1.0)

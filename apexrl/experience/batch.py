@@ -57,7 +57,8 @@ def torch_dtype(column: ColumnSpec) -> torch.dtype:
 class BatchBuffer:
     """Memory of one batch, allocated once; pinned if CUDA is available.
 
-    Written by :meth:`~apexrl.experience.mirror.HostMirror.gather`, then by :meth:`fill_items`.
+    :meth:`HostMirror.gather <apexrl.experience.mirror.HostMirror.gather>` writes columns, ``lengths`` and ``prefixes``;
+    ``keys`` and ``weights`` are the caller's to set.
     """
 
     def __init__(self, signature: Signature, batch_size: int) -> None:
@@ -79,43 +80,17 @@ class BatchBuffer:
         self._lengths = torch.zeros(batch_size, dtype=torch.int64, pin_memory=pin)
         self._prefixes = torch.zeros(batch_size, dtype=torch.int64, pin_memory=pin)
         self._weights = torch.zeros(batch_size, dtype=torch.float32, pin_memory=pin)
-        #: [B] most rows before and behind each start row that a window may reach; set by the gather.
-        self.rows_before = np.zeros(batch_size, dtype=np.int64)
-        self.rows_behind = np.zeros(batch_size, dtype=np.int64)
+        #: [B], over the memory of the tensors of the same names.
+        self.lengths: npt.NDArray[np.int64] = self._lengths.numpy()
+        self.prefixes: npt.NDArray[np.int64] = self._prefixes.numpy()
+        self.weights: npt.NDArray[np.float32] = self._weights.numpy()
+        #: [B] u64; they name the items when their new priorities come back, and stay on the host.
+        self.keys = np.zeros(batch_size, dtype=np.uint64)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all columns."""
         return sum(raw.nbytes for raw in self.raw.values())
-
-    def fill_items(
-        self,
-        lengths: npt.NDArray[np.integer],
-        prefixes: npt.NDArray[np.integer],
-        weights: npt.NDArray[np.float32],
-        offset: int = 0,
-    ) -> None:
-        """Set lengths, prefixes and weights, each [n], of the rows ``offset`` and following, gathered before.
-
-        Raises:
-            ValueError: they do not have one shape, leave the batch, or a window is longer than its page allows.
-        """
-        part = slice(offset, offset + lengths.size)
-        if not 0 <= offset <= self.batch_size - lengths.size:
-            raise ValueError(f"offset is {offset}, must be in [0, {self.batch_size - lengths.size}]")
-        if not lengths.shape == prefixes.shape == weights.shape == (lengths.size,):
-            raise ValueError(f"lengths {lengths.shape}, prefixes {prefixes.shape} and weights {weights.shape} differ")
-        before, behind = self.rows_before[part], self.rows_behind[part]
-        wrong = (lengths < 1) | (lengths > behind) | (prefixes < 0) | (prefixes > before)
-        if np.any(wrong):
-            i = int(np.flatnonzero(wrong)[0])
-            raise ValueError(
-                f"item {i}: length is {lengths[i]} and prefix {prefixes[i]}, must be in [1, {behind[i]}] and "
-                f"[0, {before[i]}]: its page has no more rows"
-            )
-        self._lengths.numpy()[part] = lengths
-        self._prefixes.numpy()[part] = prefixes
-        self._weights.numpy()[part] = weights
 
     def as_window_batch(self) -> WindowBatch:
         """The batch as tensors over this buffer's memory: valid until the buffer is written again."""

@@ -190,7 +190,7 @@ class ChunkBuilder:
                 name: np.zeros((self._num_lanes, self._geometry.rows, *value.shape[1:]), dtype=value.dtype)
                 for name, value in scratch.items()
             }
-        given = (("column", columns, self._step_rows), ("item column", item_columns, self._item_rows))
+        given = (("columns", columns, self._step_rows), ("item_columns", item_columns, self._item_rows))
         for what, values, rows in (*given, ("scratch", scratch, self._scratch_rows)):
             self._check_values(what, values, rows)
         self._check_order(columns["kind"].astype(np.uint8), columns["age"].astype(np.uint16), draining)
@@ -208,11 +208,11 @@ class ChunkBuilder:
 
     def _check_values(self, what: str, values: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
         if values.keys() != rows.keys():
-            raise ValueError(f"{what}s given are {sorted(values)}, must be {sorted(rows)}")
+            raise ValueError(f"names of {what} are {sorted(values)}, must be {sorted(rows)}")
         for name, value in values.items():
             shape, dtype = (self._num_lanes, *rows[name].shape[2:]), rows[name].dtype
             if value.shape != shape or not np.can_cast(value.dtype, dtype, "same_kind"):
-                raise ValueError(f"{what} {name!r} is {value.dtype}{value.shape}, must be {dtype}{shape}")
+                raise ValueError(f"{what}: {name!r} is {value.dtype}{value.shape}, must be {dtype}{shape}")
 
     def _check_order(self, kinds: npt.NDArray[np.uint8], ages: npt.NDArray[np.uint16], draining: bool) -> None:
         """An episode begins exactly behind a last row or a blank one, and its rows count from 0.

@@ -13,12 +13,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from apexrl.experience.batch import BatchBuffer, BatchRing
+from apexrl.experience.batch import BatchBuffer
 from apexrl.experience.codec import decode_bytes
 from apexrl.experience.decoding import check_chunk_shape
 from apexrl.types import Scope, Signature
-
-__all__ = ["BatchBuffer", "BatchRing", "HostMirror"]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -96,33 +94,60 @@ class HostMirror:
         self,
         slots: npt.NDArray[np.integer],
         start_rows: npt.NDArray[np.integer],
+        lengths: npt.NDArray[np.integer],
+        prefixes: npt.NDArray[np.integer],
         out: BatchBuffer,
         offset: int = 0,
     ) -> None:
         """Copy the windows of n items to rows ``offset`` .. ``offset + n - 1`` of a batch buffer.
 
-        A window is the rows ``start - context`` to ``start + tail`` of its page.
+        A window is the rows ``start - context`` to ``start + tail`` of its page. Also writes ``out.lengths`` and
+        ``out.prefixes``.
 
         Args:
             slots: [n] of the items' pages.
             start_rows: [n] row of the page at which the item starts, context rows included.
+            lengths: [n] window lengths k, at least 1.
+            prefixes: [n] rows before the start row that belong to the item.
             out: made for the same signature.
             offset: first row to write.
 
         Raises:
-            ValueError: an item starts outside its page's start rows, its slot is empty, or the batch is too small.
-                Nothing was written.
+            ValueError: an item lies outside its page, its slot is empty, or the batch is too small. Nothing was
+                written.
         """
         count = slots.size
         if not 0 <= offset <= out.batch_size - count:
             raise ValueError(f"offset is {offset}, must be in [0, {out.batch_size - count}] for {count} items")
-        if not slots.shape == start_rows.shape == (count,):
-            raise ValueError(f"slots {slots.shape} and start_rows {start_rows.shape} must have one same axis")
-        slots, start_rows = slots.astype(np.int64), start_rows.astype(np.int64)
-        context = self._signature.geometry.context
+        slot_numbers, starts = slots.astype(np.int64), start_rows.astype(np.int64)
+        self._check_items(slot_numbers, starts, lengths, prefixes)
+        first_rows = starts - self._signature.geometry.context
+        for column in self._signature.columns:
+            pages = self._pages[column.name]
+            word = _word(column.value_bytes)
+            first_words = (slot_numbers * pages.shape[1] + first_rows) * (column.value_bytes // word.itemsize)
+            _copy_windows(pages.reshape(-1).view(word), first_words, out.raw[column.name].view(word), offset)
+        out.lengths[offset : offset + count] = lengths
+        out.prefixes[offset : offset + count] = prefixes
+
+    def _check_items(
+        self,
+        slots: npt.NDArray[np.int64],
+        start_rows: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.integer],
+        prefixes: npt.NDArray[np.integer],
+    ) -> None:
+        if not slots.shape == start_rows.shape == lengths.shape == prefixes.shape == (slots.size,):
+            raise ValueError(
+                f"slots {slots.shape}, start_rows {start_rows.shape}, lengths {lengths.shape} and prefixes "
+                f"{prefixes.shape} must have one axis of one size"
+            )
         # A start row of the page has `tail` rows of the page behind it, so all that is copied lies inside.
+        context = self._signature.geometry.context
         wrong = (slots < 0) | (slots >= self._num_slots)
-        starts = self._starts[np.where(wrong, 0, slots)]
+        inside = np.where(wrong, 0, slots)
+        starts = np.where(wrong, 0, self._starts[inside])
+        behind = np.minimum(self._rows[inside] - start_rows - 1, self._signature.geometry.tail)
         wrong |= (start_rows < context) | (start_rows >= context + starts)
         if np.any(wrong):
             i = int(np.flatnonzero(wrong)[0])
@@ -130,12 +155,10 @@ class HostMirror:
                 f"item {i}: slot {slots[i]} of {self._num_slots} has no start row {start_rows[i]} "
                 f"({starts[i]} start rows behind {context} context rows)"
             )
-        for column in self._signature.columns:
-            pages = self._pages[column.name]
-            word = _word(column.value_bytes)
-            first_words = (slots * pages.shape[1] + start_rows - context) * (column.value_bytes // word.itemsize)
-            _copy_windows(pages.reshape(-1).view(word), first_words, out.raw[column.name].view(word), offset)
-        out.rows_before[offset : offset + count] = context
-        out.rows_behind[offset : offset + count] = np.minimum(
-            self._rows[slots] - start_rows - 1, self._signature.geometry.tail
-        )
+        wrong = (lengths < 1) | (lengths > behind) | (prefixes < 0) | (prefixes > context)
+        if np.any(wrong):
+            i = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"item {i}: length is {lengths[i]} and prefix {prefixes[i]}, must be in [1, {behind[i]}] and "
+                f"[0, {context}]: its page has no more rows"
+            )

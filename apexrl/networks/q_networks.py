@@ -91,8 +91,16 @@ class QNetwork(nn.Module):
         self.dense = dense
         self.head = head
 
+    def prepare(self, observations: torch.Tensor) -> torch.Tensor:
+        """Observations as :meth:`values` reads them; networks of one shape share the result."""
+        return self.torso.prepare(observations)
+
+    def values(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Action values [B, A] float32 of prepared observations."""
+        return self.head(self.dense(self.torso(prepared)))  # type: ignore[no-any-return]
+
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dense(self.torso(observations)))  # type: ignore[no-any-return]
+        return self.values(self.prepare(observations))
 
 
 def make_q_network(config: NetworkConfig, spec: EnvSpec, stack: int) -> QNetwork:

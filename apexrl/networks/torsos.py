@@ -10,12 +10,11 @@ from torch import nn
 
 
 class InputConv2d(nn.Conv2d):
-    """A convolution over images as they are stored: uint8 or floating, channels first, scaled by ``input_scale``.
+    """The first convolution over images as they are stored: uint8 or floating, channels first.
 
-    The scale is folded into the weights, which saves a pass over the images. On a CPU, a uint8 image whose stride of 4
-    divides kernel, height and width is regrouped into 4 x 4 patches (moving 4 bytes at a time) and convolved with
-    stride 1: the same sums, but over 16 times the channels, which vector units like better than 4 channels. Measured
-    for the small Pong network in docs/algorithms/apex_dqn.md.
+    The pixels' scale is folded into the weights, which saves a pass over the images. On a CPU, uint8 images whose
+    convolution has stride 4 are regrouped into 4 x 4 patches (moving 4 bytes at a time) and convolved with stride 1:
+    the same sums, but over 16 times the channels, which vector units like better than 4 channels.
     """
 
     def __init__(
@@ -24,39 +23,46 @@ class InputConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride)
         self.input_scale = input_scale
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W] -> features [B, C', H', W'] (no activation)."""
-        weight = self.weight * self.input_scale if self.input_scale != 1.0 else self.weight
-        kernel, stride = self.kernel_size[0], self.stride[0]
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, C, H, W] in the type and layout that :meth:`forward` reads: [B, C, H, W] or patches."""
         height, width = images.shape[2:]
-        patches = (
+        stride, kernel = self.stride[0], self.kernel_size[0]
+        if (
             images.device.type == "cpu"
             and images.dtype == torch.uint8
             and stride == 4
             and kernel % 4 == height % 4 == width % 4 == 0
-        )
-        if not patches:
-            return F.conv2d(images.to(self.weight.dtype), weight, self.bias, self.stride)
-        out_channels, channels = weight.shape[:2]
-        taps = kernel // 4
-        weight = weight.view(out_channels, channels, taps, 4, taps, 4).permute(0, 1, 3, 5, 2, 4)
-        weight = weight.reshape(out_channels, channels * 16, taps, taps).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(to_patches(images).to(self.weight.dtype), weight, self.bias)
+        ):
+            return to_patches(images)
+        return images.to(torch.float32)
+
+    def forward(self, prepared: torch.Tensor) -> torch.Tensor:
+        """What :meth:`prepare` made -> features [B, C', H', W'] (no activation)."""
+        weight = self.weight * self.input_scale if self.input_scale != 1.0 else self.weight
+        if prepared.shape[1] == self.in_channels:
+            return F.conv2d(prepared, weight, self.bias, self.stride)
+        taps = self.kernel_size[0] // 4
+        weight = weight.view(self.out_channels, self.in_channels, taps, 4, taps, 4).permute(0, 1, 3, 5, 2, 4)
+        weight = weight.reshape(self.out_channels, self.in_channels * 16, taps, taps)
+        return F.conv2d(prepared, weight.contiguous(memory_format=torch.channels_last), self.bias)
 
 
 def to_patches(images: torch.Tensor) -> torch.Tensor:
-    """Regroup uint8 images [B, C, H, W] into 4 x 4 patches [B, 16 C, H / 4, W / 4], channels last in memory.
+    """Regroup uint8 images [B, C, H, W] into float32 4 x 4 patches [B, 16 C, H / 4, W / 4], channels last in memory.
 
     Channel 16 c + 4 y + x of the result is the pixel (y, x) of each patch of channel c.
     """
     batch, channels, height, width = images.shape
     quads = images.contiguous().view(torch.int32).view(batch, channels, height // 4, 4, width // 4)
     patches = quads.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8)
-    return patches.view(batch, height // 4, width // 4, channels * 16).permute(0, 3, 1, 2)
+    return patches.view(batch, height // 4, width // 4, channels * 16).to(torch.float32).permute(0, 3, 1, 2)
 
 
 class ConvTorso(nn.Module):
     """Convolutions with ReLU, flattened: [B, C, H, W] -> [B, num_features].
+
+    Features are ordered by row, column, channel: what a CPU's convolutions leave in memory, so flattening copies
+    nothing.
 
     Args:
         input_shape: (C, H, W) of the stacked observation.
@@ -93,11 +99,17 @@ class ConvTorso(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.num_features = channels * height * width
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = images
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Images as the first layer reads them. Networks of one shape share the result."""
+        first = self.layers[0]
+        assert isinstance(first, InputConv2d)
+        return first.prepare(images)
+
+    def forward(self, prepared: torch.Tensor) -> torch.Tensor:
+        features = prepared
         for layer in self.layers:
-            features = F.relu(layer(features))
-        return features.flatten(1)
+            features = F.relu(layer(features), inplace=True)
+        return features.permute(0, 2, 3, 1).flatten(1)
 
 
 class DenseTorso(nn.Module):
@@ -115,8 +127,12 @@ class DenseTorso(nn.Module):
             self.num_features = num_units
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        features = observations.flatten(1).to(torch.float32)
+    def prepare(self, observations: torch.Tensor) -> torch.Tensor:
+        """Observations [B, ...] as float32 vectors [B, F]."""
+        return observations.flatten(1).to(torch.float32)
+
+    def forward(self, prepared: torch.Tensor) -> torch.Tensor:
+        features = prepared
         for layer in self.layers:
             features = F.relu(layer(features))
         return features

@@ -19,6 +19,8 @@ _compiled = cast(Callable[[F], F], numba.njit(cache=True, nogil=True))
 #: Searches that descend together, so that their cache misses overlap.
 SEARCHES_AT_ONCE = 16
 
+_1, _2, _3, _4, _5, _6, _7, _8 = (np.uint64(i) for i in range(1, 9))
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -76,39 +78,39 @@ def set_leaves(tree: Floats, offsets: Ints, widths: Ints, leaves: Ints, weights:
 
 @_compiled
 def find_leaves(tree: Floats, offsets: Ints, targets: Floats, leaves: Ints, weights: Floats) -> None:
-    """Descend from the root for every target; writes the leaf reached and its weight."""
+    """Descend from the root for every target; writes the leaf reached and its weight.
+
+    Which way a search goes is random and a branch would be mispredicted half the time, so steps are selected by
+    arithmetic; multiplying by 0 or 1 is exact. Indices are unsigned, as numba checks signed ones for wrap-around.
+    """
     remaining = np.empty(SEARCHES_AT_ONCE, np.float64)
-    nodes = np.empty(SEARCHES_AT_ONCE, np.int64)
+    nodes = np.empty(SEARCHES_AT_ONCE, np.uint64)
     for begin in range(0, targets.size, SEARCHES_AT_ONCE):
         count = min(SEARCHES_AT_ONCE, targets.size - begin)
         for j in range(count):
             remaining[j] = targets[begin + j]
             nodes[j] = 0
         for level in range(offsets.size - 2, -1, -1):
+            below = np.uint64(offsets[level])
             for j in range(count):
-                first = offsets[level] + 8 * nodes[j]
+                child = below + _8 * nodes[j]
                 x = remaining[j]
-                sum01 = tree[first] + tree[first + 1]
-                sum23 = tree[first + 2] + tree[first + 3]
-                sum45 = tree[first + 4] + tree[first + 5]
-                sum67 = tree[first + 6] + tree[first + 7]
-                # Selected by arithmetic: which way a search goes is random, and a branch would be mispredicted half the
-                # time. Multiplying by 0 or 1 is exact.
-                left = sum01 + sum23
-                go = np.int64(x >= left) & np.int64(sum45 + sum67 > 0.0)
+                left = (tree[child] + tree[child + _1]) + (tree[child + _2] + tree[child + _3])
+                right = (tree[child + _4] + tree[child + _5]) + (tree[child + _6] + tree[child + _7])
+                go = (x >= left) & (right > 0.0)
                 x -= left * go
-                child = 4 * go
-                left = sum45 * go + sum01 * (1 - go)
-                right = sum67 * go + sum23 * (1 - go)
-                go = np.int64(x >= left) & np.int64(right > 0.0)
+                child += _4 * np.uint64(go)
+                left = tree[child] + tree[child + _1]
+                right = tree[child + _2] + tree[child + _3]
+                go = (x >= left) & (right > 0.0)
                 x -= left * go
-                child += 2 * go
-                left = tree[first + child]
-                go = np.int64(x >= left) & np.int64(tree[first + child + 1] > 0.0)
+                child += _2 * np.uint64(go)
+                left = tree[child]
+                go = (x >= left) & (tree[child + _1] > 0.0)
                 x -= left * go
-                child += go
+                child += np.uint64(go)
                 remaining[j] = x
-                nodes[j] = 8 * nodes[j] + child
+                nodes[j] = child - below
         for j in range(count):
             leaves[begin + j] = nodes[j]
             weights[begin + j] = tree[nodes[j]]

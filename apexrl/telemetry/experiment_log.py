@@ -1,16 +1,17 @@
 """The record of one run: ``metrics.csv``, TensorBoard event files, and the learning curve drawn from the former.
 
-The CSV has one line per report and fixed columns; what a report does not say is left empty. Resuming appends. The log is
-never a reason to stop training: when it cannot be written (disk full), it says so once and goes on when it can.
+The CSV has one line per report and fixed columns; what a report does not say is left empty. Resuming appends. The log
+is never a reason to stop training: when it cannot be written (disk full), it says so once and goes on when it can.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import math
+import numbers
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,10 +115,9 @@ class ExperimentLog:
         )
 
     def close(self) -> None:
-        """Write out what is buffered and close the files."""
+        """Close the files. Nothing is buffered."""
         os.close(self._fd)
-        with contextlib.suppress(OSError):
-            self._events.close()
+        self._events.close()
 
     def __enter__(self) -> ExperimentLog:
         return self
@@ -170,24 +170,48 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, np.d
 
 
 class _EventWriter:
-    """TensorBoard event files, written on the writer's own thread."""
+    """TensorBoard event files: one per start, and a new one after a failed write (readers stop at a torn record)."""
 
     def __init__(self, directory: Path) -> None:
         # Imported here: it takes half a second, and only the learner keeps an experiment log.
         from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._writer = EventFileWriter(str(directory), flush_secs=10)
+        self._event, self._summary, self._record_writer = event_pb2.Event, summary_pb2.Summary, RecordWriter
+        self._directory = directory
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._file: io.FileIO | None = None
+        self._files_opened = 0
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         summary = self._summary(
             value=[self._summary.Value(tag=_tag(name), simple_value=float(v)) for name, v in values.items()]
         )
-        self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=summary))
+        try:
+            if self._file is None:
+                self._file = self._open()
+                self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+            self._write(self._event(step=step, wall_time=time.time(), summary=summary))
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._writer.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> io.FileIO:
+        self._files_opened += 1
+        stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{self._files_opened}"
+        return io.FileIO(self._directory / f"events.out.tfevents.{stamp}", "wb")
+
+    def _write(self, event: Any) -> None:
+        record = io.BytesIO()
+        self._record_writer(record).write(event.SerializeToString())
+        assert self._file is not None
+        if self._file.write(record.getbuffer()) != record.tell():
+            raise OSError("only a part of an event could be written")
 
 
 def _tag(name: str) -> str:
@@ -206,7 +230,7 @@ def _csv_line(cells: list[str]) -> bytes:
 def _format(value: float | None) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, int) else format(float(value), ".8g")
+    return str(value) if isinstance(value, numbers.Integral) else format(float(value), ".8g")
 
 
 def _parse(cell: str | None) -> float:

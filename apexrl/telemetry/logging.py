@@ -1,8 +1,8 @@
 """Structured logs: coloured lines on a terminal, one JSON object per line elsewhere. Always on stderr.
 
-Services call :func:`configure_logging` once at their start; modules take a logger with :func:`get_logger` and log events
-with values (``log.info("checkpoint saved", step=5, seconds=0.2)``). Records of the standard library's ``logging`` come out
-the same way.
+Services call :func:`configure_logging` once at their start; modules take a logger with :func:`get_logger` and log
+events with values (``log.info("checkpoint saved", step=5, seconds=0.2)``). Records of the standard library's
+``logging`` come out the same way.
 """
 
 from __future__ import annotations

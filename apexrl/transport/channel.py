@@ -97,7 +97,7 @@ class Backoff:
 
     def next(self) -> float:
         """Seconds until the next attempt."""
-        base = min(self._longest, self._first * 2 ** min(self._attempts, 16))
+        base = min(self._longest, self._first * 2.0 ** min(self._attempts, 16))
         self._attempts += 1
         return base * self._random.uniform(0.5, 1.0)
 

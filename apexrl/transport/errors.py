@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import grpc
+
+from apexrl.types import Fenced
+
+__all__ = [
+    "Closed",
+    "Fenced",
+    "ListenError",
+    "RefusalKind",
+    "Refused",
+    "TransportError",
+    "describe",
+    "refusal_of",
+]
 
 #: Trailing metadata of a refusal: one of :class:`RefusalKind`.
 REFUSAL_METADATA_KEY = "apex-refusal"
@@ -25,6 +39,8 @@ class RefusalKind(StrEnum):
     """The table exists with another configuration."""
     MALFORMED = "malformed"
     """A message that does not say what it must."""
+    STARTING = "starting"
+    """The service has nothing to give yet."""
     STOPPING = "stopping"
     """The service is shutting down."""
     SUPERSEDED = "superseded"
@@ -37,7 +53,7 @@ class TransportError(Exception):
     """Base of this module's errors."""
 
 
-class Refused(TransportError):  # noqa: N818
+class Refused(TransportError):
     """A service refused a peer; ``kind`` says why, the message names the field."""
 
     def __init__(self, kind: RefusalKind, message: str) -> None:
@@ -52,16 +68,13 @@ class Refused(TransportError):  # noqa: N818
 
 _STATUS = {
     RefusalKind.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
+    RefusalKind.STARTING: grpc.StatusCode.UNAVAILABLE,
     RefusalKind.STOPPING: grpc.StatusCode.UNAVAILABLE,
     RefusalKind.SUPERSEDED: grpc.StatusCode.ABORTED,
 }
 
 
-class Fenced(TransportError):  # noqa: N818
-    """A learner of a higher epoch has taken over. This process must stop (exit code 75)."""
-
-
-class Closed(TransportError):  # noqa: N818
+class Closed(TransportError):
     """The client was closed while a call waited."""
 
 
@@ -71,7 +84,8 @@ class ListenError(TransportError):
 
 def refusal_of(error: grpc.aio.AioRpcError) -> RefusalKind | None:
     """The kind of refusal that a failed call carries, if it was one."""
-    for key, value in error.trailing_metadata() or ():
+    metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]
+    for key, value in metadata:
         if key == REFUSAL_METADATA_KEY:
             try:
                 return RefusalKind(value if isinstance(value, str) else value.decode())

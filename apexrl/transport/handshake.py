@@ -11,7 +11,7 @@ from functools import cached_property
 
 from apexrl.config.digest import difference
 from apexrl.transport import replay_pb2 as pb
-from apexrl.transport.errors import Refused, RefusalKind
+from apexrl.transport.errors import RefusalKind, Refused
 
 PROTOCOL_VERSION = 1
 #: The same or the one before.

@@ -185,7 +185,7 @@ class InsertClient:
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         """One stream from open to its end, which is always an error."""
         handshake = self._handshake() if callable(self._handshake) else self._handshake
-        call: InsertCall = ReplayStub(channel).Insert()
+        call: InsertCall = ReplayStub(channel).Insert()  # type: ignore[call-arg]
         try:
             await call.write(self._session.open_request(handshake))
             await self._read_one(call, OPEN_TIMEOUT_SECONDS)
@@ -206,7 +206,7 @@ class InsertClient:
                 self._session.on_disconnected()
 
     async def _read_one(self, call: InsertCall, timeout: float | None = None) -> None:
-        response = await read_response(call, timeout)
+        response = await read_response(call, pb.InsertResponse, timeout)
         with self._condition:
             acked = self._session.on_response(response)
             if acked:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -15,7 +15,7 @@ from apexrl.transport.errors import Fenced, RefusalKind, describe, refusal_of
 
 logger = logging.getLogger(__name__)
 
-ResponseT = TypeVar("ResponseT", covariant=True)
+ResponseT = TypeVar("ResponseT")
 
 #: Seconds that a peer has to answer the first request of a stream before it is tried anew.
 OPEN_TIMEOUT_SECONDS = 10.0
@@ -23,13 +23,9 @@ OPEN_TIMEOUT_SECONDS = 10.0
 _GOOD_STREAM_SECONDS = 5.0
 
 
-class Readable(Protocol[ResponseT]):
-    """What is read from: a gRPC call."""
-
-    async def read(self) -> ResponseT: ...
-
-
-async def read_response(call: Readable[ResponseT], timeout: float | None = None) -> ResponseT:
+async def read_response(
+    call: grpc.aio.StreamStreamCall[Any, ResponseT], kind: type[ResponseT], timeout: float | None = None
+) -> ResponseT:
     """The next response of a stream.
 
     Raises:
@@ -41,7 +37,7 @@ async def read_response(call: Readable[ResponseT], timeout: float | None = None)
             response = await call.read()
     except TimeoutError:
         raise ConnectionError(f"no answer within {timeout:.0f} s") from None
-    if response is grpc.aio.EOF:
+    if not isinstance(response, kind):
         raise ConnectionError("the peer ended the stream")
     return response
 
@@ -105,7 +101,7 @@ class StreamKeeper:
                 await asyncio.sleep(self._backoff.next())
         finally:
             reporter.cancel()
-            await channel.close()
+            await channel.close(None)
 
     def describe_absence(self) -> str | None:
         """Why there is no stream, in words; None while there is one."""

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from apexrl.transport.channel import MessageLimits, server_options
-from apexrl.transport.errors import ListenError
+from apexrl.transport.errors import REFUSAL_METADATA_KEY, ListenError, Refused
+from apexrl.transport.handshake import clip
 
 #: Adds a servicer to the server.
 Register = Callable[[grpc.aio.Server], None]
 
 
+async def abort_refused(context: grpc.aio.ServicerContext[Any, Any], refusal: Refused) -> NoReturn:
+    """End a call with a refusal: its status, its message, and its kind beside them."""
+    await context.abort(
+        refusal.status,
+        clip(str(refusal)),
+        trailing_metadata=((REFUSAL_METADATA_KEY, refusal.kind.value),),
+    )
+    raise AssertionError("abort() returned")
+
+
 class RunningServer:
     """A started server. Every method is a coroutine of the loop it was started on."""
 
-    def __init__(
-        self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer, address: str, services: Sequence[str]
-    ) -> None:
+    def __init__(self, server: grpc.aio.Server, health_servicer: Any, address: str, services: Sequence[str]) -> None:
         self._server = server
         self._health = health_servicer
         self._services = ("", *services)
@@ -72,7 +82,7 @@ async def start_server(
     server = grpc.aio.server(options=server_options(limits, max_connection_age_seconds))
     for add in register:
         add(server)
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     try:
         port = server.add_insecure_port(address)

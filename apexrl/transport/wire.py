@@ -243,17 +243,17 @@ def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool =
         _column_blocks(signature, column, data, rows, starts)
         for column, data in zip(columns, message.columns, strict=True)
     ]
-    zeros = None if items else (np.zeros(1 << 10, np.uint16), np.zeros(1 << 10, np.float32))
+    no_items = np.zeros(signature.geometry.starts, np.uint16)
+    no_priorities = np.zeros(signature.geometry.starts, np.float32)
     chunks = []
     for i in range(n):
         begin, end = int(ends[i] - starts[i]), int(ends[i])
         k = end - begin
-        described = (
-            (lengths[begin:end], prefixes[begin:end], priorities[begin:end])
-            if zeros is None
-            else (zeros[0][:k], zeros[0][:k], zeros[1][:k])
-        )
-        chunks.append(Chunk(int(rows[i]), k, *described, blocks=tuple(column[i] for column in blocks)))
+        if items:
+            described = (lengths[begin:end], prefixes[begin:end], priorities[begin:end])
+        else:
+            described = (no_items[:k], no_items[:k], no_priorities[:k])
+        chunks.append(Chunk(int(rows[i]), k, *described, tuple(column[i] for column in blocks)))
     return chunks
 
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from apexrl.transport import coordinator_pb2 as pb
 from apexrl.transport import parameters_pb2
-from apexrl.transport.handshake import Handshake
+from apexrl.transport.coordinator_client import CoordinatorClient
+from apexrl.transport.errors import Closed
 from apexrl.types import EpisodeReport, ParameterVersion
 
 #: Seconds between two heartbeats, if a third of the lease is not less.
 HEARTBEAT_SECONDS = 2.0
+#: A heartbeat that is not answered within this time is sent again.
+ANSWER_SECONDS = 2.0
 #: Finished episodes kept for the next heartbeat; the oldest go first.
 MAX_PENDING_EPISODES = 10_000
 
 
-class Heart(Protocol):
-    """Whatever carries a heartbeat: the gRPC client, or serial mode's in-memory channel."""
+class Send(Protocol):
+    """Carries a heartbeat: the gRPC client's method, or serial mode's coordinator itself."""
 
-    def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatResponse: ...
+    def __call__(self, request: pb.HeartbeatRequest, timeout: float | None = None) -> pb.HeartbeatResponse: ...
 
 
 class Membership:
@@ -33,11 +37,10 @@ class Membership:
     hash; a lease that cannot be renewed is kept.
     """
 
-    def __init__(self, role: pb.Role, num_lanes: int, handshake: Handshake, incarnation: bytes | None = None) -> None:
+    def __init__(self, role: pb.Role, num_lanes: int, incarnation: bytes | None = None) -> None:
         self.incarnation = incarnation or os.urandom(16)
         self._role = role
         self._num_lanes = num_lanes
-        self._handshake = handshake
         self._lock = threading.Lock()
         self._episodes: deque[EpisodeReport] = deque(maxlen=MAX_PENDING_EPISODES)
         self._unanswered: pb.HeartbeatRequest | None = None
@@ -60,11 +63,11 @@ class Membership:
             self._env_steps += env_steps
             self._blocked_seconds += blocked_seconds
 
-    def beat(self, heart: Heart, *, release: bool = False) -> None:
+    def beat(self, send: Send, *, release: bool = False) -> None:
         """Send one heartbeat and take in the answer. One that failed before is sent again first, under its number."""
         if self._unanswered is not None:
-            self._exchange(heart, self._unanswered)
-        self._exchange(heart, self._next_request(release))
+            self._exchange(send, self._unanswered)
+        self._exchange(send, self._next_request(release))
 
     def _next_request(self, release: bool) -> pb.HeartbeatRequest:
         with self._lock:
@@ -77,7 +80,6 @@ class Membership:
             blocked, self._blocked_seconds = self._blocked_seconds, 0.0
             self._report_number += 1
             return pb.HeartbeatRequest(
-                handshake=self._handshake.to_proto(),
                 role=self._role,
                 incarnation=self.incarnation,
                 lanes=self._num_lanes,
@@ -99,9 +101,9 @@ class Membership:
                 insert_blocked_seconds=blocked,
             )
 
-    def _exchange(self, heart: Heart, request: pb.HeartbeatRequest) -> None:
+    def _exchange(self, send: Send, request: pb.HeartbeatRequest) -> None:
         self._unanswered = request
-        response = heart.heartbeat(request)
+        response = send(request, timeout=ANSWER_SECONDS)
         self._unanswered = None
         self.run_id = response.run_id
         if response.indices:
@@ -114,10 +116,9 @@ class Membership:
 class HeartbeatThread:
     """Beats in the background until stopped; ``stop`` releases the leases if the coordinator can be reached."""
 
-    def __init__(self, membership: Membership, heart: Heart, on_error: Callable[[Exception], None]) -> None:
+    def __init__(self, membership: Membership, coordinator: CoordinatorClient) -> None:
         self._membership = membership
-        self._heart = heart
-        self._on_error = on_error
+        self._coordinator = coordinator
         self._stop = threading.Event()
         self.answered = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -126,18 +127,16 @@ class HeartbeatThread:
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
+        """Say goodbye, if that works within ``timeout_seconds``."""
         self._stop.set()
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            try:
-                self._membership.beat(self._heart)
+            # The client repeats by itself; the timeout only lets this thread see a stop.
+            with contextlib.suppress(TimeoutError):
+                self._membership.beat(self._coordinator.heartbeat)
                 self.answered.set()
-            except ConnectionError as error:
-                self._on_error(error)
             self._stop.wait(min(HEARTBEAT_SECONDS, self._membership.ttl_seconds / 3))
-        try:
-            self._membership.beat(self._heart, release=True)
-        except ConnectionError as error:
-            self._on_error(error)
+        with contextlib.suppress(TimeoutError, Closed):
+            self._membership.beat(self._coordinator.heartbeat, release=True)

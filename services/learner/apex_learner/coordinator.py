@@ -29,6 +29,7 @@ class Progress:
     """What the trainer last said of itself."""
 
     version: ParameterVersion = ParameterVersion(0, 0)
+    wall_seconds: float = 0.0
     learner_updates: int = 0
     global_frames: int = 0
     updates_per_second: float = 0.0
@@ -94,7 +95,7 @@ class Coordinator:
         self._members: dict[bytes, _Member] = {}
         self._greedy: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._exploring: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self._evaluator_return: float | None = None
+        self._evaluation: Evaluation | None = None
         self._episodes = 0
         self.progress = Progress()
 
@@ -125,9 +126,8 @@ class Coordinator:
 
     def status(self) -> pb.GetStatusResponse:
         """How the run stands."""
-        self._forget_silent()
         progress = self.progress
-        actors = [m for m in self._members.values() if m.role == pb.ROLE_ACTOR]
+        fleet = self.fleet()
         response = pb.GetStatusResponse(
             run_id=self._run_id,
             epoch=self._epoch,
@@ -139,21 +139,35 @@ class Coordinator:
             samples_per_insert=progress.samples_per_insert,
             replay_items=progress.replay_items,
             min_replay_items=progress.min_replay_items,
-            actors=len(actors),
-            lanes=sum(m.lanes for m in actors),
-            parameter_lag_updates=self._mean_lag(actors),
+            actors=int(fleet["actors"]),
+            lanes=int(fleet["lanes"]),
+            parameter_lag_updates=fleet["parameter_lag_updates"],
             episodes=self._episodes,
             finished=progress.finished,
             waiting=progress.waiting,
-            evaluators=len(self._members) - len(actors),
+            evaluators=len(self._members) - int(fleet["actors"]),
             loss=progress.loss,
             batch_wait_ratio=progress.batch_wait_ratio,
         )
         if progress.seconds_left is not None:
             response.seconds_left = progress.seconds_left
+        if self._evaluation is not None:
+            epoch, step = self._evaluation.version
+            response.evaluated_version.CopyFrom(parameters_pb2.ParameterVersion(epoch=epoch, step=step))
         for name, value in self.returns().items():
             setattr(response, name, value)
         return response
+
+    def fleet(self) -> dict[str, float]:
+        """Size of the fleet and how far its parameters lag behind, for the experiment log."""
+        self._forget_silent()
+        actors = [m for m in self._members.values() if m.role == pb.ROLE_ACTOR]
+        return {
+            "actors": len(actors),
+            "lanes": sum(m.lanes for m in actors),
+            "parameter_lag_updates": self._mean_lag(actors),
+            "episodes": self._episodes,
+        }
 
     def returns(self) -> dict[str, float]:
         """Mean returns that are known: greedy_return, exploring_return, evaluator_return."""
@@ -162,14 +176,9 @@ class Coordinator:
             known["greedy_return"] = float(np.mean(self._greedy))
         if self._exploring:
             known["exploring_return"] = float(np.mean(self._exploring))
-        if self._evaluator_return is not None:
-            known["evaluator_return"] = self._evaluator_return
+        if self._evaluation is not None:
+            known["evaluator_return"] = self._evaluation.mean_return
         return known
-
-    @property
-    def num_episodes(self) -> int:
-        """Episodes that actors finished since this coordinator started."""
-        return self._episodes
 
     def _take_episodes(self, request: pb.HeartbeatRequest) -> None:
         if request.role == pb.ROLE_EVALUATOR:
@@ -180,7 +189,7 @@ class Coordinator:
                     tuple(episode.episode_return for episode in request.episodes),
                     first.epsilon,
                 )
-                self._evaluator_return = evaluation.mean_return
+                self._evaluation = evaluation
                 self._on_evaluation(evaluation)
             return
         self._episodes += len(request.episodes)

@@ -12,8 +12,6 @@ import argparse
 import asyncio
 import hashlib
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,50 +27,17 @@ from apex_learner.link import (
     take_payload,
 )
 from apexrl.telemetry.experiment_log import ExperimentLog
+from apexrl.telemetry.experiment_log import Progress as Position
 from apexrl.telemetry.logging import configure_logging, get_logger
-from apexrl.transport import coordinator_pb2, coordinator_pb2_grpc, parameters_pb2, parameters_pb2_grpc
+from apexrl.transport import coordinator_pb2
+from apexrl.transport._generated.apex.v1 import coordinator_pb2_grpc
 from apexrl.transport.channel import LEARNER_LIMITS
 from apexrl.transport.errors import ListenError, Refused
 from apexrl.transport.handshake import Handshake, verify
 from apexrl.transport.io_thread import io_thread
-from apexrl.transport.parameter_parts import parameter_messages
-from apexrl.transport.server import RunningServer, start_server
-from apexrl.transport.servicing import abort_refused
+from apexrl.transport.parameter_server import ParametersServicer
+from apexrl.transport.server import RunningServer, abort_refused, start_server
 from apexrl.types import Parameters, ParameterVersion
-
-#: Parameter transfers at once; more callers wait their turn.
-MAX_TRANSFERS = 16
-
-
-class ParametersServicer(parameters_pb2_grpc.ParametersServicer):
-    """Serves the newest parameters to whoever understands them."""
-
-    def __init__(self, handshake: Handshake) -> None:
-        self._handshake = handshake
-        self._newest: Parameters | None = None
-        self._transfers = asyncio.Semaphore(MAX_TRANSFERS)
-
-    def publish(self, parameters: Parameters) -> None:
-        self._newest = parameters
-
-    async def GetParameters(  # noqa: N802
-        self,
-        request: parameters_pb2.GetParametersRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> AsyncIterator[parameters_pb2.GetParametersResponse]:
-        """See ``parameters.proto``."""
-        try:
-            verify(self._handshake, Handshake.from_proto(request.handshake), check_run=False)
-        except Refused as refusal:
-            await abort_refused(context, refusal)
-        newest = self._newest
-        if newest is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the learner is starting: nothing is published yet")
-            raise AssertionError("abort raises")
-        async with self._transfers:
-            for message in parameter_messages(request, newest):
-                yield message
-
 
 class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
     """Puts the coordinator on the wire."""
@@ -113,7 +78,7 @@ class ServingProcess:
         )
         self._log = ExperimentLog(Path(hello["log_directory"])) if hello["log_directory"] else None
         self._listen: str = hello["listen"]
-        self._parameters: ParametersServicer | None = None
+        self._parameters = ParametersServicer(self._handshake)
         self._server: RunningServer | None = None
 
     async def start(self) -> RunningServer:
@@ -122,16 +87,13 @@ class ServingProcess:
         Raises:
             ListenError: the address is taken.
         """
-        parameters = ParametersServicer(self._handshake)
-        self._parameters = parameters
         coordinator = CoordinatorServicer(self._handshake, self._coordinator)
-        register: list[Callable[[grpc.aio.Server], None]] = [
-            lambda server: parameters_pb2_grpc.add_ParametersServicer_to_server(parameters, server),
-            lambda server: coordinator_pb2_grpc.add_CoordinatorServicer_to_server(coordinator, server),
-        ]
         self._server = await start_server(
             self._listen,
-            register,
+            [
+                self._parameters.register(),
+                lambda server: coordinator_pb2_grpc.add_CoordinatorServicer_to_server(coordinator, server),
+            ],
             LEARNER_LIMITS,
             services=("apex.v1.Parameters", "apex.v1.Coordinator"),
             max_connection_age_seconds=900,
@@ -145,8 +107,7 @@ class ServingProcess:
         if kind == "parameters":
             payload = take_payload(message["path"])
             version = ParameterVersion.unpack(message["version"])
-            assert self._parameters is not None
-            assert self._server is not None
+            assert self._server is not None, "parameters before the start"
             self._parameters.publish(
                 Parameters(version, self._handshake.run_id, payload, hashlib.sha256(payload).digest())
             )
@@ -166,18 +127,22 @@ class ServingProcess:
 
     def _write_scalars(self, values: dict[str, float]) -> None:
         if self._log is not None:
-            returns = {name: value for name, value in self._coordinator.returns().items() if name != "evaluator_return"}
-            self._log.scalars({**values, **returns, "episodes": self._coordinator.num_episodes})
+            returns = self._coordinator.returns()
+            returns.pop("evaluator_return", None)  # has rows of its own, one per evaluation
+            self._log.scalars(self._position(), {**values, **self._coordinator.fleet(), **returns})
+
+    def _position(self) -> Position:
+        progress = self._coordinator.progress
+        return Position(
+            wall_seconds=progress.wall_seconds,
+            global_frames=progress.global_frames,
+            learner_updates=progress.learner_updates,
+            epoch=progress.version.epoch,
+        )
 
     def _evaluated(self, evaluation: Evaluation) -> None:
-        progress = self._coordinator.progress
         if self._log is not None:
-            self._log.evaluation(
-                version=evaluation.version,
-                returns=evaluation.returns,
-                epsilon=evaluation.epsilon,
-                global_frames=progress.global_frames,
-            )
+            self._log.evaluation(self._position(), evaluation.returns, evaluation.version, evaluation.epsilon)
         self._link.send(evaluation_to_message(evaluation))
 
 
@@ -209,5 +174,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    threading.current_thread().name = "link"
     sys.exit(main())

@@ -96,7 +96,10 @@ class Trainer:
         Raises:
             NonfiniteLossError: the tenth skipped update in a row.
         """
-        output = self._algorithm.update(self.state, batch.as_window_batch())
+        windows = batch.as_window_batch()
+        if self.device.type != "cpu":
+            windows = windows.to(self.device)
+        output = self._algorithm.update(self.state, windows)
         self.last_output = output
         priorities = output.priorities.to("cpu", torch.float32).numpy()
         self._watch_nonfinite(output)

@@ -213,6 +213,7 @@ class GetStatusResponse(_message.Message):
     EVALUATORS_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     BATCH_WAIT_RATIO_FIELD_NUMBER: _builtins.int
+    EVALUATED_VERSION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     epoch: _builtins.int
     learner_updates: _builtins.int
@@ -245,6 +246,10 @@ class GetStatusResponse(_message.Message):
     def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the learner waits for, one line each."""
 
+    @_builtins.property
+    def evaluated_version(self) -> _parameters_pb2.ParameterVersion:
+        """Parameters of the newest evaluation."""
+
     def __init__(
         self,
         *,
@@ -271,10 +276,11 @@ class GetStatusResponse(_message.Message):
         evaluators: _builtins.int = ...,
         loss: _builtins.float = ...,
         batch_wait_ratio: _builtins.float = ...,
+        evaluated_version: _parameters_pb2.ParameterVersion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluator_return", b"_evaluator_return", "_exploring_return", b"_exploring_return", "_greedy_return", b"_greedy_return", "_seconds_left", b"_seconds_left", "evaluator_return", b"evaluator_return", "exploring_return", b"exploring_return", "greedy_return", b"greedy_return", "seconds_left", b"seconds_left", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluator_return", b"_evaluator_return", "_exploring_return", b"_exploring_return", "_greedy_return", b"_greedy_return", "_seconds_left", b"_seconds_left", "evaluated_version", b"evaluated_version", "evaluator_return", b"evaluator_return", "exploring_return", b"exploring_return", "greedy_return", b"greedy_return", "seconds_left", b"seconds_left", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluator_return", b"_evaluator_return", "_exploring_return", b"_exploring_return", "_greedy_return", b"_greedy_return", "_seconds_left", b"_seconds_left", "actors", b"actors", "batch_wait_ratio", b"batch_wait_ratio", "episodes", b"episodes", "epoch", b"epoch", "evaluator_return", b"evaluator_return", "evaluators", b"evaluators", "exploring_return", b"exploring_return", "finished", b"finished", "frames_per_second", b"frames_per_second", "global_frames", b"global_frames", "greedy_return", b"greedy_return", "lanes", b"lanes", "learner_updates", b"learner_updates", "loss", b"loss", "min_replay_items", b"min_replay_items", "parameter_lag_updates", b"parameter_lag_updates", "replay_items", b"replay_items", "run_id", b"run_id", "samples_per_insert", b"samples_per_insert", "seconds_left", b"seconds_left", "updates_per_second", b"updates_per_second", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluator_return", b"_evaluator_return", "_exploring_return", b"_exploring_return", "_greedy_return", b"_greedy_return", "_seconds_left", b"_seconds_left", "actors", b"actors", "batch_wait_ratio", b"batch_wait_ratio", "episodes", b"episodes", "epoch", b"epoch", "evaluated_version", b"evaluated_version", "evaluator_return", b"evaluator_return", "evaluators", b"evaluators", "exploring_return", b"exploring_return", "finished", b"finished", "frames_per_second", b"frames_per_second", "global_frames", b"global_frames", "greedy_return", b"greedy_return", "lanes", b"lanes", "learner_updates", b"learner_updates", "loss", b"loss", "min_replay_items", b"min_replay_items", "parameter_lag_updates", b"parameter_lag_updates", "replay_items", b"replay_items", "run_id", b"run_id", "samples_per_insert", b"samples_per_insert", "seconds_left", b"seconds_left", "updates_per_second", b"updates_per_second", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__evaluator_return: _TypeAlias = _typing.Literal["evaluator_return"]  # noqa: Y015
     _WhichOneofArgType__evaluator_return: _TypeAlias = _typing.Literal["_evaluator_return", b"_evaluator_return"]  # noqa: Y015

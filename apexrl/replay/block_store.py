@@ -1,0 +1,214 @@
+"""Where encoded chunks rest: slabs of memory that are freed or compacted as wholes.
+
+Millions of small allocations of mixed ages would fragment the heap, and a process would grow past any budget that
+counts only live bytes. Slabs are mapped from, and returned to, the operating system, so ``slab_bytes`` is what the
+experience really costs in memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from array import array
+from dataclasses import dataclass
+
+LARGEST_SLAB_BYTES = 64 << 20
+SMALLEST_SLAB_BYTES = 64 << 10
+#: Slabs that a budget below 16 x 64 MiB is cut into.
+SLABS_PER_BUDGET = 16
+
+HUGE_PAGE_BYTES = 2 << 20
+
+_HEADER = struct.Struct("<QI")
+"""Of a record: its handle, so that compaction finds who refers to it, and its number of blocks. Sizes follow (u32)."""
+
+
+class BlockStoreFull(RuntimeError):
+    """A record fits only after others are freed."""
+
+
+@dataclass
+class _Slab:
+    memory: mmap.mmap
+    used: int = 0
+    """Bytes written; records lie one behind the other."""
+    live: int = 0
+    """Bytes of records that are not freed."""
+
+
+class BlockStore:
+    """Tuples of byte strings by handle, in at most ``budget_bytes`` of slabs.
+
+    ``largest_record_bytes`` is what one record may need (see :meth:`record_bytes`); it raises the size of a slab where
+    need be. Raises ValueError if the budget does not hold two slabs of that size.
+    """
+
+    def __init__(self, budget_bytes: int, largest_record_bytes: int = 0) -> None:
+        size = min(LARGEST_SLAB_BYTES, max(SMALLEST_SLAB_BYTES, budget_bytes // SLABS_PER_BUDGET))
+        self.slab_size = max(size, largest_record_bytes)
+        self.max_slabs = budget_bytes // self.slab_size
+        if self.max_slabs < 2:
+            raise ValueError(
+                f"budget_bytes is {budget_bytes}, must be at least {2 * self.slab_size}: two slabs of the largest chunk"
+            )
+        self._slabs: dict[int, _Slab] = {}
+        # The last slab given up is kept for the next: a table that is full opens one for each that it empties, and
+        # fresh memory costs a page fault every 4 KiB.
+        self._spare: mmap.mmap | None = None
+        self._active = -1
+        self._next_slab = 0
+        # By handle: slab number << 32 | offset, or -1.
+        self._locations = array("q")
+        self._free_handles: list[int] = []
+        self._live_bytes = 0
+
+    @staticmethod
+    def record_bytes(num_blocks: int, payload_bytes: int) -> int:
+        """Bytes that ``num_blocks`` blocks of ``payload_bytes`` in all take up in a slab."""
+        return _HEADER.size + 4 * num_blocks + payload_bytes
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of all records held."""
+        return self._live_bytes
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of the slabs that hold them, and of the spare one."""
+        return (len(self._slabs) + (self._spare is not None)) * self.slab_size
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the last slab of the budget is three quarters full: time to free some, off the insert path."""
+        if len(self._slabs) < self.max_slabs or self._active < 0:
+            return False
+        return self._slabs[self._active].used * 4 > self.slab_size * 3
+
+    def fits(self, record_bytes: int) -> bool:
+        """Whether :meth:`put` would find room for a record of that size now."""
+        if len(self._slabs) < self.max_slabs:
+            return record_bytes <= self.slab_size
+        return self._active >= 0 and self._slabs[self._active].used + record_bytes <= self.slab_size
+
+    def put(self, blocks: tuple[bytes, ...]) -> int:
+        """Keep a copy of ``blocks``; returns the handle. Raises BlockStoreFull if there is no room."""
+        handle = self._free_handles.pop() if self._free_handles else len(self._locations)
+        sizes = [len(block) for block in blocks]
+        header = _HEADER.pack(handle, len(blocks)) + struct.pack(f"<{len(blocks)}I", *sizes)
+        try:
+            location = self._append(b"".join((header, *blocks)))
+        except BlockStoreFull:
+            if handle < len(self._locations):
+                self._free_handles.append(handle)
+            raise
+        if handle == len(self._locations):
+            self._locations.append(location)
+        else:
+            self._locations[handle] = location
+        return handle
+
+    def get(self, handle: int) -> tuple[bytes, ...]:
+        """The blocks of a record."""
+        slab, offset = self._find(handle)
+        sizes, _ = self._sizes(slab, offset)
+        begin = offset + _HEADER.size + 4 * len(sizes)
+        blocks = []
+        for size in sizes:
+            blocks.append(slab.memory[begin : begin + size])
+            begin += size
+        return tuple(blocks)
+
+    def free(self, handle: int) -> None:
+        """Give up a record. A slab whose last record it was is unmapped."""
+        slab, offset = self._find(handle)
+        number = self._locations[handle] >> 32
+        _, record_bytes = self._sizes(slab, offset)
+        slab.live -= record_bytes
+        self._live_bytes -= record_bytes
+        self._locations[handle] = -1
+        self._free_handles.append(handle)
+        if slab.live == 0:
+            self._drop(number)
+
+    def compact(self) -> bool:
+        """Rewrite the emptiest slab if less than half of all full slabs is live; returns whether it did.
+
+        Under first-in-first-out removal slabs empty one after the other and none is ever rewritten.
+        """
+        sealed = [number for number in self._slabs if number != self._active]
+        if not sealed or 2 * sum(self._slabs[n].live for n in sealed) >= len(sealed) * self.slab_size:
+            return False
+        number = min(sealed, key=lambda n: self._slabs[n].live)
+        slab = self._slabs[number]
+        records: list[tuple[int, bytes]] = []
+        offset = 0
+        while offset < slab.used:
+            handle, _ = _HEADER.unpack_from(slab.memory, offset)
+            _, record_bytes = self._sizes(slab, offset)
+            if self._locations[handle] == number << 32 | offset:
+                records.append((handle, slab.memory[offset : offset + record_bytes]))
+            offset += record_bytes
+        # Unmapped first, so that the budget holds; what is left is less than half a slab.
+        self._live_bytes -= slab.live
+        self._drop(number)
+        for handle, record in records:
+            self._locations[handle] = self._append(record)
+        return True
+
+    def clear(self) -> None:
+        """Free everything."""
+        for number in list(self._slabs):
+            self._drop(number)
+        self._locations = array("q")
+        self._free_handles = []
+        self._live_bytes = 0
+
+    def _find(self, handle: int) -> tuple[_Slab, int]:
+        location = self._locations[handle] if 0 <= handle < len(self._locations) else -1
+        if location < 0:
+            raise KeyError(f"no record has handle {handle}")
+        return self._slabs[location >> 32], location & 0xFFFFFFFF
+
+    @staticmethod
+    def _sizes(slab: _Slab, offset: int) -> tuple[tuple[int, ...], int]:
+        """Sizes of the blocks of the record at ``offset``, and of the whole record."""
+        _, num_blocks = _HEADER.unpack_from(slab.memory, offset)
+        sizes = struct.unpack_from(f"<{num_blocks}I", slab.memory, offset + _HEADER.size)
+        return sizes, _HEADER.size + 4 * num_blocks + sum(sizes)
+
+    def _append(self, record: bytes) -> int:
+        """Write a record to the active slab, opening another if it is full; returns its location."""
+        slab = self._slabs.get(self._active)
+        if slab is None or slab.used + len(record) > self.slab_size:
+            if len(self._slabs) >= self.max_slabs or len(record) > self.slab_size:
+                raise BlockStoreFull(
+                    f"a record of {len(record)} bytes does not fit: {len(self._slabs)} of {self.max_slabs} slabs of "
+                    f"{self.slab_size} bytes are in use"
+                )
+            memory = self._spare or self._map()
+            self._spare = None
+            slab = _Slab(memory)
+            self._active = self._next_slab
+            self._next_slab += 1
+            self._slabs[self._active] = slab
+        offset = slab.used
+        slab.memory[offset : offset + len(record)] = record
+        slab.used += len(record)
+        slab.live += len(record)
+        self._live_bytes += len(record)
+        return self._active << 32 | offset
+
+    def _map(self) -> mmap.mmap:
+        memory = mmap.mmap(-1, self.slab_size)
+        if self.slab_size >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
+
+    def _drop(self, number: int) -> None:
+        memory = self._slabs.pop(number).memory
+        if self._spare is None:
+            self._spare = memory
+        else:
+            memory.close()
+        if number == self._active:
+            self._active = -1

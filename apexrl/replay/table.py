@@ -1,0 +1,354 @@
+"""A table: pages of encoded experience, the items in them, and their priorities.
+
+A page holds one chunk, whose start rows are the page's leaves: leaf = page * starts + (start row - context). With
+first-in-first-out removal the pages form a ring: they are filled in order and freed in the same order.
+
+A table has one owner, the engine thread; nothing here is locked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from apexrl.replay.block_store import BlockStore
+from apexrl.replay.chunk_checks import ChunkChecker, check_priorities
+from apexrl.replay.keys import BOOT_BITS, GENERATION_MASK, PAGE_BITS, PAGE_MASK, START_ROW_MASK, page_key
+from apexrl.replay.selectors import make_selector
+from apexrl.types import Array, Chunk, Draw, InitialPriority, SignatureError, TableConfig, TableTotals
+
+Keys = npt.NDArray[np.uint64]
+
+#: New items may not claim more than this times the highest priority that the learner has set. Actors with broken
+#: networks would otherwise fill every batch.
+INITIAL_PRIORITY_LIMIT = 10.0
+#: Pages evicted at a time when an insert finds no room for its blocks.
+EVICTION_STEP_PAGES = 8
+
+
+def stratify(counts: npt.NDArray[np.uint32], uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Points (k + u) / count of each batch by itself (Schaul et al. 2016, section 3.3); ``uniforms`` [sum(counts)]."""
+    if counts.size == 1:
+        points: npt.NDArray[np.float64] = (np.arange(uniforms.size) + uniforms) / uniforms.size
+        return points
+    sizes = counts.astype(np.int64)
+    k = np.arange(uniforms.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    points = (k + uniforms) / np.repeat(sizes, sizes)
+    return points
+
+
+class Table:
+    """See the module. ``boot`` [0, 4095] is the part of keys that differs between starts of a shard.
+
+    Raises SignatureError if the configuration cannot be held: too many pages for a key, or a budget below two slabs.
+    """
+
+    def __init__(self, config: TableConfig, boot: int = 0) -> None:
+        if not 0 <= boot < 1 << BOOT_BITS:
+            raise ValueError(f"boot is {boot}, must be in [0, {(1 << BOOT_BITS) - 1}]")
+        if config.num_pages > 1 << PAGE_BITS:
+            raise SignatureError(
+                f"table {config.name!r}: capacity_items {config.capacity_items} needs {config.num_pages} pages, must "
+                f"be at most {1 << PAGE_BITS} (raise the start rows per chunk)"
+            )
+        self.config = config
+        self.boot = boot
+        self.num_pages = config.num_pages
+        #: Inserts are welcome while ``inserted`` is below this; None = no limit.
+        self.insert_limit: int | None = None
+        self.inserted = 0
+        self.drawn = 0
+        self.evicted = 0
+        self.stale_updates = 0
+        self.duplicates = 0
+        #: Highest priority that the learner has set; 0 = none so far.
+        self.max_priority = 0.0
+        self._context = config.signature.geometry.context
+        self._starts = config.signature.geometry.starts
+        self._checker = ChunkChecker(config.signature)
+        self._num_columns = len(config.signature.columns)
+        largest = BlockStore.record_bytes(self._num_columns, self._checker.largest_payload_bytes)
+        try:
+            self._store = BlockStore(config.budget_bytes, largest)
+        except ValueError as error:
+            raise SignatureError(f"table {config.name!r}: {error}") from error
+        num_leaves = self.num_pages * self._starts
+        self._selector = make_selector(config.selector, num_leaves)
+        self._oldest = 0
+        self._used = 0
+        self._handles = np.full(self.num_pages, -1, np.int64)
+        self._rows = np.zeros(self.num_pages, np.uint16)
+        self._page_starts = np.zeros(self.num_pages, np.uint16)
+        self._generations = np.zeros(self.num_pages, np.uint32)
+        self._page_keys = np.empty(self.num_pages, np.uint64)
+        self._renew_keys(np.arange(self.num_pages))
+        self._lengths = np.zeros(num_leaves, np.uint16)
+        self._prefixes = np.zeros(num_leaves, np.uint16)
+        self._priorities = np.zeros(num_leaves, np.float32)
+        self._offsets = np.arange(self._starts)
+        self._start_rows = (self._offsets + self._context).astype(np.uint64)
+
+    @property
+    def num_items(self) -> int:
+        return self._selector.num_items
+
+    @property
+    def pages_used(self) -> int:
+        return self._used
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of encoded chunks held."""
+        return self._store.live_bytes
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of memory that hold them; never above the budget."""
+        return self._store.slab_bytes
+
+    @property
+    def needs_trim(self) -> bool:
+        """Whether :meth:`trim` has something to do."""
+        return self.num_items > self.config.capacity_items or self._store.is_tight
+
+    def totals(self) -> TableTotals:
+        return TableTotals(self._selector.mass, self.num_items, self.inserted, self.drawn)
+
+    def may_insert(self) -> bool:
+        """Whether the insert limit leaves room for a chunk. The caller holds inserts back; :meth:`insert` does not."""
+        return self.insert_limit is None or self.inserted < self.insert_limit
+
+    def insert(self, chunk: Chunk) -> Keys:
+        """Store a chunk; returns the keys of its items, in the order of its start rows.
+
+        Raises SignatureError, naming the field, for anything malformed; nothing is stored then. Inserts do not wait
+        for eviction: only without a free page or room in the budget are the oldest pages evicted at once. A chunk
+        without items is accepted and not stored, as nothing could ever be drawn from it.
+        """
+        self._checker.check(chunk)
+        has_item = chunk.lengths > 0
+        num_items = int(np.count_nonzero(has_item))
+        if num_items == 0:
+            return np.empty(0, np.uint64)
+        self._make_room(BlockStore.record_bytes(self._num_columns, sum(map(len, chunk.blocks))))
+        page = (self._oldest + self._used) % self.num_pages
+        self._handles[page] = self._store.put(chunk.blocks)
+        self._used += 1
+        self._rows[page] = chunk.rows
+        self._page_starts[page] = chunk.starts
+        begin = page * self._starts
+        end = begin + chunk.starts
+        priorities = self._initial_priorities(chunk.priorities)
+        self._lengths[begin:end] = chunk.lengths
+        self._prefixes[begin:end] = chunk.prefixes
+        self._priorities[begin:end] = priorities
+        offsets = self._offsets if num_items == self._starts else np.flatnonzero(has_item)
+        self._selector.insert(begin + offsets, priorities[offsets].astype(np.float64))
+        self.inserted += num_items
+        return self._page_keys[page] | self._start_rows[offsets]
+
+    def draw(self, counts: npt.NDArray[np.uint32], uniforms: npt.NDArray[np.float64]) -> Draw:
+        """Draw ``counts`` [m] items for m batches, each stratified on its own, with ``uniforms`` [sum(counts)].
+
+        Raises ValueError if there is nothing to draw from.
+        """
+        total = int(counts.sum())
+        if uniforms.shape != (total,):
+            raise ValueError(f"uniforms has shape {uniforms.shape}, must have ({total},), the sum of counts")
+        if total and not self.num_items:
+            raise ValueError(f"table {self.config.name!r} is empty: nothing can be drawn")
+        if total:
+            leaves, probabilities = self._selector.draw(stratify(counts, uniforms))
+        else:
+            leaves, probabilities = np.empty(0, np.int64), np.empty(0)
+        self.drawn += total
+        pages = leaves // self._starts
+        start_rows = leaves - pages * self._starts + self._context
+        return Draw(
+            keys=self._page_keys[pages] | start_rows.astype(np.uint64),
+            probabilities=probabilities.astype(np.float32),
+            pages=pages.astype(np.uint32),
+            start_rows=start_rows.astype(np.uint16),
+            prefixes=self._prefixes[leaves],
+            lengths=self._lengths[leaves],
+            totals=self.totals(),
+        )
+
+    def update_priorities(self, keys: Keys, priorities: npt.NDArray[np.float32]) -> tuple[int, int]:
+        """Set priorities [n] of the items with ``keys`` [n]; of a key that comes twice the later wins.
+
+        Returns (applied, stale): items that have left are counted and ignored. Raises SignatureError, with nothing
+        applied, if a priority is negative or not finite.
+        """
+        if keys.dtype != np.uint64 or keys.ndim != 1 or priorities.shape != keys.shape:
+            raise SignatureError(
+                f"keys {keys.dtype} {keys.shape} and priorities {priorities.shape} must be vectors of one length, keys "
+                "uint64"
+            )
+        check_priorities("priorities", priorities)
+        pages = np.minimum((keys >> np.uint64(10)) & PAGE_MASK, np.uint64(self.num_pages - 1)).astype(np.int64)
+        offsets = (keys & START_ROW_MASK).astype(np.int64) - self._context
+        # A negative offset is a huge unsigned one, so one comparison checks both ends.
+        known = (self._page_keys[pages] == keys & ~START_ROW_MASK) & (offsets.view(np.uint64) < self._starts)
+        leaves = pages * self._starts + offsets
+        leaves[~known] = 0
+        known &= self._lengths[leaves] > 0
+        applied = int(np.count_nonzero(known))
+        stale = keys.size - applied
+        if stale:
+            self.stale_updates += stale
+            leaves, priorities = leaves[known], priorities[known]
+        if applied:
+            kept = priorities.astype(np.float32)
+            self._priorities[leaves] = kept
+            self._selector.update(leaves, kept.astype(np.float64))
+            self.max_priority = max(self.max_priority, float(kept.max()))
+        return applied, stale
+
+    def trim(self, max_pages: int = 64) -> int:
+        """Evict the oldest pages while over the soft capacity or short of slabs; returns the items evicted.
+
+        At most ``max_pages`` at a time, so that the owner stays responsive (RemoveToFit of Horgan et al. 2018,
+        algorithm 2, off the insert path).
+        """
+        before = self.evicted
+        self._store.compact()
+        max_pages = min(max_pages, self._used)
+        while max_pages > 0 and (excess := self.num_items - self.config.capacity_items) > 0:
+            count = min(max(1, excess // self._starts), max_pages)
+            self._evict(count)
+            max_pages -= count
+        while max_pages > 0 and self._store.is_tight:
+            count = min(EVICTION_STEP_PAGES, max_pages)
+            self._evict(count)
+            max_pages -= count
+        return self.evicted - before
+
+    def generations(self, pages: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Generation of each of ``pages`` [n]: with the page it names one chunk."""
+        return self._generations[pages]
+
+    def page_chunk(self, page: int) -> Chunk:
+        """The chunk in a page, with the current priorities. Raises KeyError if the page is free."""
+        handle = int(self._handles[page])
+        if handle < 0:
+            raise KeyError(f"page {page} of table {self.config.name!r} holds no chunk")
+        starts = int(self._page_starts[page])
+        leaves = slice(page * self._starts, page * self._starts + starts)
+        return Chunk(
+            rows=int(self._rows[page]),
+            starts=starts,
+            lengths=self._lengths[leaves].copy(),
+            prefixes=self._prefixes[leaves].copy(),
+            priorities=self._priorities[leaves].copy(),
+            blocks=self._store.get(handle),
+        )
+
+    def top(self, k: int) -> tuple[Keys, npt.NDArray[np.float32]]:
+        """Keys and priorities of the ``k`` items of highest priority, highest first. Looks at every item."""
+        leaves = np.flatnonzero(self._lengths)
+        order = np.argsort(-self._priorities[leaves], kind="stable")[: max(k, 0)]
+        leaves = leaves[order]
+        pages = leaves // self._starts
+        keys = self._page_keys[pages] | self._start_rows[leaves - pages * self._starts]
+        return keys, self._priorities[leaves]
+
+    def state(self) -> dict[str, Array]:
+        """Everything but the insert limit, as arrays: after :meth:`load_state` a table draws the same keys."""
+        pages = (self._oldest + np.arange(self._used)) % self.num_pages
+        blocks = [self._store.get(int(handle)) for handle in self._handles[pages]]
+        sizes = np.array([[len(block) for block in record] for record in blocks], np.uint32)
+        selector = {f"selector/{name}": value for name, value in self._selector.state().items()}
+        return {
+            "counters": np.array(self._counters(), np.int64),
+            "max_priority": np.array([self.max_priority]),
+            **{name: array.copy() for name, array in self._arrays().items()},
+            "block_sizes": sizes.reshape(self._used, self._num_columns),
+            "blocks": np.frombuffer(b"".join(block for record in blocks for block in record), np.uint8),
+            **selector,
+        }
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        """Become the table that :meth:`state` was taken from, keys included.
+
+        Raises SignatureError, naming the array, if the state is of a table of another configuration.
+        """
+        expected: dict[str, Array] = dict(self._arrays())
+        expected |= {f"selector/{name}": value for name, value in self._selector.state().items()}
+        expected["counters"] = np.array(self._counters(), np.int64)
+        for name, array in expected.items():
+            if name not in state or state[name].shape != array.shape or state[name].dtype != array.dtype:
+                found = f"{state[name].dtype} {state[name].shape}" if name in state else "missing"
+                raise SignatureError(f"table state {name!r} is {found}, must be {array.dtype} {array.shape}")
+        counters = [int(value) for value in state["counters"].astype(np.int64)]
+        self.boot, self._oldest, self._used, self.inserted, self.drawn = counters[:5]
+        self.evicted, self.stale_updates, self.duplicates = counters[5:]
+        self.max_priority = float(state["max_priority"].astype(np.float64)[0])
+        for name, array in self._arrays().items():
+            array[:] = state[name]
+        self._renew_keys(np.arange(self.num_pages))
+        self._selector.load_state(
+            {name.removeprefix("selector/"): value for name, value in state.items() if name.startswith("selector/")}
+        )
+        self._store.clear()
+        self._handles[:] = -1
+        data = state["blocks"].tobytes()
+        begin = 0
+        for i, sizes in enumerate(state["block_sizes"].tolist()):
+            ends = np.cumsum([begin, *sizes]).tolist()
+            blocks = tuple(data[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True))
+            self._handles[(self._oldest + i) % self.num_pages] = self._store.put(blocks)
+            begin = ends[-1]
+
+    def _counters(self) -> list[int]:
+        ring = [self.boot, self._oldest, self._used]
+        return [*ring, self.inserted, self.drawn, self.evicted, self.stale_updates, self.duplicates]
+
+    def _arrays(self) -> dict[str, Array]:
+        return {
+            "rows": self._rows,
+            "starts": self._page_starts,
+            "generations": self._generations,
+            "lengths": self._lengths,
+            "prefixes": self._prefixes,
+            "priorities": self._priorities,
+        }
+
+    def _initial_priorities(self, claimed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Priorities of new items: the actor's, bounded, or the highest so far (1 at first)."""
+        if self.config.initial_priority is InitialPriority.MAX:
+            return np.full_like(claimed, max(1.0, self.max_priority))
+        if self.max_priority > 0.0:
+            limit = min(INITIAL_PRIORITY_LIMIT * self.max_priority, float(np.finfo(np.float32).max))
+            return np.minimum(claimed, np.float32(limit))
+        return claimed
+
+    def _make_room(self, record_bytes: int) -> None:
+        """Evict the oldest now if there is no free page, or no room within the budget."""
+        if self._used == self.num_pages:
+            self._evict(1)
+        while not self._store.fits(record_bytes):
+            if not self._store.compact():
+                self._evict(min(EVICTION_STEP_PAGES, self._used))
+
+    def _evict(self, count: int) -> None:
+        """Free the ``count`` oldest pages."""
+        pages = (self._oldest + np.arange(count)) % self.num_pages
+        leaves = (pages[:, None] * self._starts + self._offsets).reshape(-1)
+        present = leaves[self._lengths[leaves] > 0]
+        self._selector.remove(present)
+        self._lengths[leaves] = 0
+        for handle in self._handles[pages].tolist():
+            self._store.free(handle)
+        self._handles[pages] = -1
+        self._generations[pages] = (self._generations[pages] + np.uint32(1)) & np.uint32(GENERATION_MASK)
+        self._renew_keys(pages)
+        self._oldest = (self._oldest + count) % self.num_pages
+        self._used -= count
+        self.evicted += present.size
+
+    def _renew_keys(self, pages: npt.NDArray[np.int64]) -> None:
+        base = np.uint64(page_key(self.boot, 0, 0))
+        shift = np.uint64(PAGE_BITS)
+        generations = self._generations[pages].astype(np.uint64)
+        self._page_keys[pages] = base | ((generations << shift | pages.astype(np.uint64)) << np.uint64(10))

@@ -1,0 +1,183 @@
+"""Fetches parameters in the background, whenever asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import grpc
+
+from apexrl.transport import parameters_pb2 as pb
+from apexrl.transport._generated.apex.v1.parameters_pb2_grpc import ParametersStub
+from apexrl.transport.channel import LEARNER_LIMITS, Backoff, open_channel
+from apexrl.transport.errors import Closed, describe, refusal_of
+from apexrl.transport.handshake import Handshake
+from apexrl.transport.io_thread import io_thread
+from apexrl.transport.parameter_messages import NotModified, ParameterAssembler, is_newer, version_to_proto
+from apexrl.transport.reconnect import report_waiting
+from apexrl.types import Parameters, ParameterVersion, SignatureError
+
+logger = logging.getLogger(__name__)
+
+CALL_TIMEOUT_SECONDS = 30.0
+
+
+class ParameterClient:
+    """Holds the newest parameters that it has seen and looks for newer ones when asked, or every ``poll_seconds``.
+
+    The first fetch starts at once. A learner that cannot be reached or that refuses is tried again for ever.
+    Methods may be called from any thread.
+
+    Args:
+        address: HOST:PORT of the learner (or of a relay).
+        handshake: of this process, or a function that gives the current one. Its run is replaced by the run of the
+            parameters held, because that is what "newer" refers to.
+        poll_seconds: look this often by itself; None = only after :meth:`request` or :meth:`get_if_newer`.
+    """
+
+    def __init__(
+        self, address: str, handshake: Handshake | Callable[[], Handshake], poll_seconds: float | None = None
+    ) -> None:
+        self.address = address
+        self._handshake = handshake
+        self._poll_seconds = poll_seconds
+        self._condition = threading.Condition()
+        self._newest: Parameters | None = None
+        self._closed = False
+        self._failure: str | None = None
+        self.refusal: str | None = None
+        """Why the learner refuses this peer; None while it does not."""
+        self.fetches = 0
+        """Fetches that brought new parameters."""
+        self.fetched_bytes = 0
+        self.last_fetch_seconds = 0.0
+        """Time of the last fetch that brought new parameters."""
+        self._io = io_thread()
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._task = self._io.submit(self._run())
+
+    @property
+    def newest(self) -> Parameters | None:
+        """The newest parameters seen."""
+        return self._newest
+
+    def request(self) -> None:
+        """Look for newer parameters in the background; does nothing while a look is under way."""
+        self._io.loop.call_soon_threadsafe(self._wake.set)
+
+    def get_if_newer(self, version: ParameterVersion | None, run_id: str = "") -> Parameters | None:
+        """What is held if it is newer than ``version`` of run ``run_id``, else None. Looks for newer in the background.
+
+        Never blocks: a fetch that this call starts serves a later one.
+        """
+        self.request()
+        newest = self._newest
+        return newest if newest is not None and is_newer(newest, version, run_id) else None
+
+    def wait_newer(
+        self, version: ParameterVersion | None, run_id: str = "", timeout: float | None = None
+    ) -> Parameters | None:
+        """Like :meth:`get_if_newer`, but waits; None if ``timeout`` seconds passed.
+
+        Raises:
+            Closed: the client was closed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            found = self.get_if_newer(version, run_id)
+            if found is not None:
+                return found
+            left = 0.25 if deadline is None else min(0.25, deadline - time.monotonic())
+            with self._condition:
+                if self._closed:
+                    raise Closed(f"parameter client of {self.address} is closed")
+                if left <= 0:
+                    return None
+                self._condition.wait(left)
+
+    def waiting(self) -> str | None:
+        """What this client waits for, in words; None if for nothing."""
+        if self.refusal is not None:
+            return f"learner {self.address} refuses to give parameters: {self.refusal}"
+        if self._failure is not None:
+            return f"learner {self.address} gives no parameters ({self._failure})"
+        return None
+
+    def close(self) -> None:
+        """Stop. Calls that wait raise :class:`Closed`."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        self._task.cancel()
+
+    # --- on the loop ---
+
+    async def _run(self) -> None:
+        backoff = Backoff()
+        reporter = asyncio.create_task(report_waiting(self.waiting))
+        channel = open_channel(self.address, LEARNER_LIMITS)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._poll_seconds):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+                self._wake.clear()
+                try:
+                    await self._fetch(ParametersStub(channel))
+                    backoff.reset()
+                    self.refusal = self._failure = None
+                except (grpc.aio.AioRpcError, SignatureError) as error:
+                    self._note_failure(error)
+                    self._wake.set()
+                    await asyncio.sleep(backoff.next())
+        finally:
+            reporter.cancel()
+            await channel.close(None)
+
+    async def _fetch(self, stub: ParametersStub) -> None:
+        started = time.monotonic()
+        handshake = self._handshake() if callable(self._handshake) else self._handshake
+        request = pb.GetParametersRequest()
+        held = self._newest
+        if held is not None:
+            handshake = dataclasses.replace(handshake, run_id=held.run_id)
+            request.if_newer_than.CopyFrom(version_to_proto(held.version))
+        request.handshake.CopyFrom(handshake.to_proto())
+        assembler = ParameterAssembler()
+        call = cast(
+            "AsyncIterator[pb.GetParametersResponse]", stub.GetParameters(request, timeout=CALL_TIMEOUT_SECONDS)
+        )
+        async for response in call:
+            result = assembler.feed(response)
+            if isinstance(result, NotModified):
+                return
+            if result is not None:
+                self._take(result, time.monotonic() - started)
+                return
+        raise SignatureError("parameters: the stream ended before the payload was complete")
+
+    def _take(self, parameters: Parameters, seconds: float) -> None:
+        with self._condition:
+            self._newest = parameters
+            self.fetches += 1
+            self.fetched_bytes += len(parameters.payload)
+            self.last_fetch_seconds = seconds
+            self._condition.notify_all()
+
+    def _note_failure(self, error: Exception) -> None:
+        text = describe(error)
+        refused = isinstance(error, grpc.aio.AioRpcError) and (
+            error.code() is not grpc.StatusCode.UNAVAILABLE and refusal_of(error) is not None
+        )
+        if refused and self.refusal != text:
+            logger.warning("learner %s refuses to give parameters: %s", self.address, text)
+        self.refusal = text if refused else None
+        self._failure = text

@@ -1,0 +1,256 @@
+"""The actor and evaluator processes: loops around :mod:`apex_actor.loop` that talk to the other services."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+
+from apex_actor.evaluation import evaluate
+from apex_actor.exploring import hashed_indices, lane_epsilons
+from apex_actor.loop import ActorLoop
+from apex_actor.membership import HeartbeatThread, Membership
+from apexrl.algorithms import make_algorithm
+from apexrl.config import ExperimentConfig, shared_json
+from apexrl.envs import env_spec, make_vec
+from apexrl.runtime.lifecycle import Shutdown
+from apexrl.runtime.seeding import integer_seed
+from apexrl.telemetry.logging import Waiting, get_logger
+from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics
+from apexrl.transport import coordinator_pb2 as pb
+from apexrl.transport.coordinator_client import CoordinatorClient
+from apexrl.transport.handshake import Handshake
+from apexrl.transport.insert_client import InsertClient
+from apexrl.transport.parameter_client import ParameterClient
+from apexrl.types import Chunk, Parameters, ParameterVersion
+
+log = get_logger(__name__)
+
+#: Parameters are looked for at the configured period, give or take this share, so that a fleet does not ask at once.
+PERIOD_JITTER = 0.2
+DRAIN_SECONDS = 10.0
+#: Metrics and reports are brought up to date this often.
+REPORT_SECONDS = 1.0
+
+
+class _Peers:
+    """What actor and evaluator have in common: their standing with the coordinator, and parameters."""
+
+    def __init__(self, config: ExperimentConfig[Any], role: pb.Role, lanes: int) -> None:
+        self._shared_json = shared_json(config)
+        self.membership = Membership(role, lanes)
+        self._coordinator = CoordinatorClient(config.learner.address, self.handshake)
+        self._heart = HeartbeatThread(self.membership, self._coordinator)
+        self._heart.start()
+        self.parameters = ParameterClient(config.learner.address, self.handshake)
+
+    def handshake(self) -> Handshake:
+        """This process's, with the run that the coordinator named last."""
+        return Handshake(self.membership.run_id, self._shared_json)
+
+    def wait_for_start(self, stop: Shutdown) -> Parameters | None:
+        """The first parameters, once coordinator and parameter service have answered; None if stopped before."""
+        waiting = Waiting(log)
+        while not stop.requested:
+            newest = self.parameters.newest
+            if newest is not None and self._heart.answered.is_set():
+                waiting.done()
+                return newest
+            waiting.on(
+                self.parameters.waiting() or self._coordinator.waiting() or "the coordinator's first answer"
+            )
+            stop.wait(0.1)
+        return None
+
+    def close(self) -> None:
+        self._heart.stop(timeout_seconds=2.0)
+        self.parameters.close()
+        self._coordinator.close()
+
+
+def run_actor(
+    config: ExperimentConfig[Any], stop: Shutdown, metrics: ActorMetrics, on_ready: Callable[[], None]
+) -> None:
+    """Act until ``stop`` is set, then hand over what is still open.
+
+    ``on_ready`` is called when the first turn is done.
+    """
+    torch.set_num_threads(config.actor.inference_threads)
+    algorithm = make_algorithm(config, env_spec(config.env))
+    networks = algorithm.make_networks()
+    env = make_vec(config.env, config.actor.lanes, num_threads=config.actor.env_threads)
+    peers = _Peers(config, pb.ROLE_ACTOR, config.actor.lanes)
+    try:
+        first = peers.wait_for_start(stop)
+        if first is None:
+            return
+        index = peers.membership.indices[0] if peers.membership.indices else 0
+        seed = integer_seed(config.seed, "actor", index, peers.membership.incarnation)
+        loop = ActorLoop(config=config, env=env, algorithm=algorithm, networks=networks, seed=seed)
+        insert = InsertClient(
+            config.replay.addresses[0], peers.handshake, algorithm.tables()[0].config, config.actor.max_unacked_chunks
+        )
+        _Acting(config, loop, peers, insert, metrics, stop).run(first, on_ready)
+    finally:
+        peers.close()
+        env.close()
+
+
+class _Acting:
+    """The actor's main loop."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig[Any],
+        loop: ActorLoop,
+        peers: _Peers,
+        insert: InsertClient,
+        metrics: ActorMetrics,
+        stop: Shutdown,
+    ) -> None:
+        self._config = config
+        self._loop = loop
+        self._peers = peers
+        self._insert = insert
+        self._metrics = metrics
+        self._stop = stop
+        self._generator = np.random.default_rng()
+        self._steps_until_refresh = 0
+        self._reported = 0.0
+        self._steps = 0
+        self._run_id = ""
+        self._loaded = 0.0
+
+    def run(self, first: Parameters, on_ready: Callable[[], None]) -> None:
+        self._load(first)
+        self._refresh()
+        ready = False
+        while not self._stop.requested:
+            if self._peers.membership.finished:
+                self._stop.wait(0.2)
+                continue
+            turn = self._loop.step()
+            self._steps += turn.env_steps
+            for episode in turn.episodes:
+                self._metrics.observe_episode(episode.episode_return, episode.length_steps, episode.epsilon)
+            self._hand_over(turn.chunks)
+            self._peers.membership.report(turn.episodes, turn.env_steps)
+            self._steps_until_refresh -= 1
+            if self._steps_until_refresh <= 0:
+                self._refresh()
+            if not ready:
+                on_ready()
+                ready = True
+            self._report()
+        self._drain()
+
+    def _hand_over(self, chunks: list[Chunk]) -> None:
+        """Give chunks to the insert client; waits while its window is full, but not beyond a stop."""
+        rest = chunks
+        while rest and not self._stop.requested:
+            rest = rest[self._insert.put(rest, timeout=0.5) :]
+        self._metrics.transitions_sent.inc(sum(chunk.num_items for chunk in chunks[: len(chunks) - len(rest)]))
+        self._metrics.transitions_dropped.labels("stopped").inc(sum(chunk.num_items for chunk in rest))
+
+    def _refresh(self) -> None:
+        """Look for newer parameters and set epsilons; the next look is a period away, jittered."""
+        newest = self._peers.parameters.newest
+        if newest is not None and (newest.version > self._loop.version or newest.run_id != self._run_id):
+            self._load(newest)
+        self._peers.parameters.request()
+        membership = self._peers.membership
+        membership.version = self._loop.version
+        indices = membership.indices or hashed_indices(membership.incarnation, self._loop.num_lanes)
+        self._loop.epsilons = lane_epsilons(self._config.actor.exploration, indices, membership.global_frames)
+        period = self._config.actor.parameter_update_period_frames / self._config.env.action_repeat
+        jitter = 1.0 + PERIOD_JITTER * (2.0 * self._generator.random() - 1.0)
+        self._steps_until_refresh = max(1, round(period * jitter))
+
+    def _load(self, parameters: Parameters) -> None:
+        self._loop.load_parameters(load_tensors(parameters.payload), parameters.version)
+        self._run_id = parameters.run_id
+        self._loaded = time.monotonic()
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now - self._reported < REPORT_SECONDS:
+            return
+        self._reported = now
+        metrics, loop, membership = self._metrics, self._loop, self._peers.membership
+        metrics.follow(metrics.env_steps, self._steps)
+        metrics.follow(metrics.env_frames, self._steps * self._config.env.action_repeat)
+        metrics.epsilon.set(float(np.mean(loop.epsilons)))
+        metrics.lease_info.labels("lease").set(1.0 if membership.indices else 0.0)
+        metrics.lease_info.labels("hash").set(0.0 if membership.indices else 1.0)
+        metrics.params_epoch.set(loop.version.epoch)
+        metrics.params_version.set(loop.version.step)
+        metrics.params_age_seconds.set(now - self._loaded)
+        metrics.insert_queue_transitions.set(self._insert.unacked * self._config.replay.chunk_starts)
+        phases = loop.phase_seconds
+        for name, seconds in (
+            ("env", phases.env),
+            ("infer", phases.infer),
+            ("build", phases.build),
+            ("insert_wait", self._insert.blocked_seconds),
+        ):
+            metrics.follow(metrics.phase_seconds, seconds, name)
+
+    def _drain(self) -> None:
+        """Close open windows as truncated and send what is left, within ten seconds."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        rest = self._loop.drain()
+        taken = self._insert.put(rest, timeout=DRAIN_SECONDS / 2)
+        sent = self._insert.flush(max(0.0, deadline - time.monotonic()))
+        lost = sum(chunk.num_items for chunk in rest[taken:])
+        self._metrics.transitions_dropped.labels("stopped").inc(lost)
+        log.info("drained", chunks=taken, everything_acknowledged=sent, items_lost=lost)
+        self._insert.close()
+
+
+def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: EvaluatorMetrics) -> None:
+    """Evaluate the newest parameters, again and again, until ``stop`` is set or the run is over."""
+    torch.set_num_threads(config.actor.inference_threads)
+    evaluator = config.evaluator
+    algorithm = make_algorithm(config, env_spec(config.env))
+    networks = algorithm.make_networks()
+    lanes = min(evaluator.lanes, evaluator.episodes)
+    env = make_vec(config.env, lanes, num_threads=config.actor.env_threads, evaluation=True)
+    peers = _Peers(config, pb.ROLE_EVALUATOR, lanes)
+    evaluated: tuple[str, ParameterVersion] | None = None
+    try:
+        first = peers.wait_for_start(stop)
+        metrics.epsilon.set(evaluator.epsilon)
+        round_number = 0
+        while first is not None and not stop.requested:
+            started = time.monotonic()
+            newest = peers.parameters.newest or first
+            if (newest.run_id, newest.version) != evaluated:
+                networks.load_state_dict(load_tensors(newest.payload))
+                peers.membership.version = newest.version
+                round_number += 1
+                reports = evaluate(
+                    config=config,
+                    env=env,
+                    algorithm=algorithm,
+                    networks=networks,
+                    version=newest.version,
+                    episodes=evaluator.episodes,
+                    epsilon=evaluator.epsilon,
+                    seed=integer_seed(config.seed, "evaluator", round_number, peers.membership.incarnation),
+                    stop=lambda: stop.requested,
+                )
+                for report in reports:
+                    metrics.observe_episode(report.episode_return, report.length_steps)
+                if reports:
+                    peers.membership.report(reports, sum(report.length_steps for report in reports))
+                    evaluated = (newest.run_id, newest.version)
+            peers.parameters.request()
+            rest = evaluator.period_seconds - (time.monotonic() - started)
+            stop.wait(max(0.5, rest) if not peers.membership.finished else 0.5)
+    finally:
+        peers.close()
+        env.close()
