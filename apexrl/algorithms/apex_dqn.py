@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
-from apexrl.config import ConfigError, ExperimentConfig, require, shared
+from apexrl.config import ExperimentConfig, require, shared
 from apexrl.experience.windows import NStepWindows
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
 from apexrl.ops.exploration import epsilon_greedy
@@ -152,11 +152,6 @@ class ApexDQN:
         self._stack = config.env.stack
         self._spec = spec
         self._context = self._stack - 1
-        if self._context + self._replay.chunk_starts > 1 << 10:
-            raise ConfigError(
-                f"replay.chunk_starts is {self._replay.chunk_starts}, must be at most {(1 << 10) - self._context} "
-                f"with env.stack {self._stack}"
-            )
         loss: Callable[..., LossOutput] = self.loss
         # Stacking stays outside: its shapes follow episode borders.
         self._loss = torch.compile(loss, dynamic=False) if config.learner.compile else loss

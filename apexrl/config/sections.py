@@ -105,6 +105,8 @@ class ReplayConfig:
     """Draws by which either side may run ahead of `samples_per_insert`; 0 = chosen from batch, prefetch and chunks."""
     chunk_starts: int = shared(32)
     """Start rows per chunk."""
+    metrics_port: int = 0
+    """Port of a shard's /metrics; 0 = off."""
 
     def __post_init__(self) -> None:
         require(bool(self.addresses), "replay.addresses", self.addresses, "a list of HOST:PORT")
@@ -144,6 +146,7 @@ class ReplayConfig:
         )
         require(self.samples_per_insert >= 0.0, "replay.samples_per_insert", self.samples_per_insert, "0 or above")
         require(self.slack_items >= 0, "replay.slack_items", self.slack_items, "0 (automatic) or above")
+        _require_port("replay.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)

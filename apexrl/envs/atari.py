@@ -41,7 +41,8 @@ def make(name: str, config: EnvConfig, num_lanes: int, *, num_threads: int, eval
 
 
 class AtariEnv:
-    """A batch of one Atari game. Rewards are never clipped; an episode ends only with the game or the frame limit.
+    """A batch of one Atari game. Rewards are never clipped; an episode ends only with the game or the frame limit
+    (which ale-py counts from the first step on: the no-ops at the start are not part of it).
 
     Life losses come from the emulator's count of lives: a count that fell and is not 0, in a game that goes on. The
     emulator's own flag for it (``life_loss_info``) raises ``terminated`` for life losses and for game over alike and

@@ -45,12 +45,15 @@ class NetworkConfig:
             require(
                 all(1 <= n <= 1 << 14 for n in sizes), f"algorithm.network.{name}", sizes, "sizes in [1, 16384] or ()"
             )
-        if self.kind == "nature":
-            require(
-                len(self.conv_filters) <= 3, "algorithm.network.conv_filters", self.conv_filters, "at most 3 layers"
-            )
-        if self.kind == "mlp":
-            require(not self.conv_filters, "algorithm.network.conv_filters", self.conv_filters, "() for kind mlp")
+        self.require_filters_for(self.kind)
+
+    def require_filters_for(self, kind: str) -> None:
+        """Raise :class:`ConfigError` unless a network of ``kind`` can have ``conv_filters``."""
+        filters, name = self.conv_filters, "algorithm.network.conv_filters"
+        if kind == "nature":
+            require(len(filters) <= len(NATURE_KERNELS), name, filters, "at most 3 layers for kind nature")
+        if kind == "mlp":
+            require(not filters, name, filters, "() for kind mlp")
 
 
 class QHead(nn.Module):
@@ -111,6 +114,7 @@ def make_q_network(config: NetworkConfig, spec: EnvSpec, stack: int) -> QNetwork
     """
     shape = spec.network_input_shape(stack)
     kind = _kind(config, shape)
+    config.require_filters_for(kind)
     if kind == "mlp":
         units = config.hidden_units or (128, 128)
         torso: ConvTorso | DenseTorso = DenseTorso(shape, ())

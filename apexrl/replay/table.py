@@ -8,6 +8,8 @@ A table has one owner, the engine thread; nothing here is locked.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -145,7 +147,8 @@ class Table:
         offsets = self._offsets if num_items == self._starts else np.flatnonzero(has_item)
         self._selector.insert(begin + offsets, priorities[offsets].astype(np.float64))
         self.inserted += num_items
-        return self._page_keys[page] | self._start_rows[offsets]
+        keys: Keys = self._start_rows[offsets] | self._page_keys[page]
+        return keys
 
     def draw(self, counts: npt.NDArray[np.uint32], uniforms: npt.NDArray[np.float64]) -> Draw:
         """Draw ``counts`` [m] items for m batches, each stratified on its own, with ``uniforms`` [sum(counts)].
@@ -185,6 +188,7 @@ class Table:
                 f"keys {keys.dtype} {keys.shape} and priorities {priorities.shape} must be vectors of one length, keys "
                 "uint64"
             )
+        priorities = priorities.astype(np.float32)
         check_priorities("priorities", priorities)
         pages = np.minimum((keys >> np.uint64(10)) & PAGE_MASK, np.uint64(self.num_pages - 1)).astype(np.int64)
         offsets = (keys & START_ROW_MASK).astype(np.int64) - self._context
@@ -199,10 +203,9 @@ class Table:
             self.stale_updates += stale
             leaves, priorities = leaves[known], priorities[known]
         if applied:
-            kept = priorities.astype(np.float32)
-            self._priorities[leaves] = kept
-            self._selector.update(leaves, kept.astype(np.float64))
-            self.max_priority = max(self.max_priority, float(kept.max()))
+            self._priorities[leaves] = priorities
+            self._selector.update(leaves, priorities.astype(np.float64))
+            self.max_priority = max(self.max_priority, float(priorities.max()))
         return applied, stale
 
     def trim(self, max_pages: int = 64) -> int:
@@ -276,11 +279,18 @@ class Table:
         expected: dict[str, Array] = dict(self._arrays())
         expected |= {f"selector/{name}": value for name, value in self._selector.state().items()}
         expected["counters"] = np.array(self._counters(), np.int64)
+        expected["max_priority"] = np.zeros(1)
         for name, array in expected.items():
             if name not in state or state[name].shape != array.shape or state[name].dtype != array.dtype:
                 found = f"{state[name].dtype} {state[name].shape}" if name in state else "missing"
                 raise SignatureError(f"table state {name!r} is {found}, must be {array.dtype} {array.shape}")
         counters = [int(value) for value in state["counters"].astype(np.int64)]
+        sizes = state["block_sizes"]
+        if sizes.shape != (counters[2], self._num_columns) or int(sizes.sum()) != state["blocks"].size:
+            raise SignatureError(
+                f"table state 'block_sizes' is {sizes.shape} for {state['blocks'].size} bytes, must be "
+                f"{(counters[2], self._num_columns)} and sum to that"
+            )
         self.boot, self._oldest, self._used, self.inserted, self.drawn = counters[:5]
         self.evicted, self.stale_updates, self.duplicates = counters[5:]
         self.max_priority = float(state["max_priority"].astype(np.float64)[0])
@@ -294,9 +304,9 @@ class Table:
         self._handles[:] = -1
         data = state["blocks"].tobytes()
         begin = 0
-        for i, sizes in enumerate(state["block_sizes"].tolist()):
-            ends = np.cumsum([begin, *sizes]).tolist()
-            blocks = tuple(data[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True))
+        for i, record in enumerate(sizes.tolist()):
+            ends = np.cumsum([begin, *record]).tolist()
+            blocks = tuple(data[a:b] for a, b in pairwise(ends))
             self._handles[(self._oldest + i) % self.num_pages] = self._store.put(blocks)
             begin = ends[-1]
 

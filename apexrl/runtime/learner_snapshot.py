@@ -79,8 +79,7 @@ def restore(state: LearnerState, saved: Snapshot) -> None:
     for name, optimizer in state.optimizers.items():
         _compare_optimizer(name, optimizer, optimizers[name])
     for name, module in state.modules.items():
-        prefix = f"modules/{name}/"
-        module.load_state_dict({k.removeprefix(prefix): t for k, t in saved.tensors.items() if k.startswith(prefix)})
+        load_module(module, saved, name)
     for name, optimizer in state.optimizers.items():
         _load_optimizer(optimizer, optimizers[name])
     for name, generator in state.generators.items():
@@ -89,45 +88,41 @@ def restore(state: LearnerState, saved: Snapshot) -> None:
 
 
 def load_module(module: nn.Module, saved: Snapshot, name: str) -> None:
-    """Load one of a snapshot's modules, for play without a learner.
+    """Load one module of a snapshot (``online``) into a module of the same architecture, for playing.
 
     Raises:
-        ArchitectureError: the module has other tensors than the snapshot's ``name``.
+        ArchitectureError: the module has other tensors or shapes; nothing was changed.
     """
     prefix = f"modules/{name}/"
-    tensors = {key.removeprefix(prefix): value for key, value in saved.tensors.items() if key.startswith(prefix)}
-    ours = {key: _describe(value) for key, value in module.state_dict().items()}
-    theirs = {key: _describe(value) for key, value in tensors.items()}
-    if ours != theirs:
-        raise ArchitectureError(_difference(name, ours, theirs, saved.version))
-    module.load_state_dict(tensors)
-
-
-def _difference(name: str, ours: dict[str, str], theirs: dict[str, str], version: ParameterVersion) -> str:
-    lines = [
-        f"{name}/{key} is {ours.get(key, 'absent')} here and {theirs.get(key, 'absent')} in the checkpoint"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    ]
-    return f"checkpoint {version} is of another architecture: " + "; ".join(lines[:MAX_DIFFERENCES])
+    ours = {f"{prefix}{key}": _describe(value) for key, value in module.state_dict().items()}
+    theirs = {key: kind for key, kind in saved.architecture().items() if key.startswith(prefix)}
+    _refuse(saved.version, _differing_tensors(ours, theirs))
+    module.load_state_dict({k.removeprefix(prefix): t for k, t in saved.tensors.items() if k.startswith(prefix)})
 
 
 def _compare(current: Snapshot, saved: Snapshot) -> None:
-    ours, theirs = current.architecture(), saved.architecture()
-    lines = [
+    lines = _differing_tensors(current.architecture(), saved.architecture())
+    for kind in ("modules", "optimizers", "generators"):
+        here, there = sorted(current.structure[kind]), sorted(saved.structure[kind])
+        if here != there:
+            lines.append(f"{kind} are {here} here and {there} in the checkpoint")
+    _refuse(saved.version, lines)
+
+
+def _differing_tensors(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
+    return [
         f"{name.removeprefix('modules/')} is {ours.get(name, 'absent')} here and {theirs.get(name, 'absent')} in the "
         "checkpoint"
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name)
     ]
-    for kind in ("modules", "optimizers", "generators"):
-        here, there = sorted(current.structure[kind]), sorted(saved.structure[kind])
-        if here != there:
-            lines.append(f"{kind} are {here} here and {there} in the checkpoint")
+
+
+def _refuse(version: ParameterVersion, lines: list[str]) -> None:
     if lines:
         more = f"; and {len(lines) - MAX_DIFFERENCES} more" if len(lines) > MAX_DIFFERENCES else ""
         raise ArchitectureError(
-            f"checkpoint {saved.version} is of another architecture: " + "; ".join(lines[:MAX_DIFFERENCES]) + more
+            f"checkpoint {version} is of another architecture: " + "; ".join(lines[:MAX_DIFFERENCES]) + more
         )
 
 

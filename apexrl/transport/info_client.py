@@ -25,7 +25,7 @@ def fetch_info(address: str, *, timeout_seconds: float, top: int = 0) -> pb.GetI
     async def call() -> pb.GetInfoResponse:
         channel = open_channel(address, REPLAY_LIMITS)
         try:
-            response: pb.GetInfoResponse = await ReplayStub(channel).GetInfo(  # type: ignore[call-arg]
+            response: pb.GetInfoResponse = await ReplayStub(channel).GetInfo(
                 pb.GetInfoRequest(top=top), timeout=timeout_seconds, wait_for_ready=True
             )
             return response

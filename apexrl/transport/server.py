@@ -88,7 +88,7 @@ async def start_server(
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise ListenError(
-            f"cannot listen on {address}: the port is in use, or the host is not one of this machine ({error})"
+            f"cannot listen on {address}: the port is in use, or the host is not one of this machine"
         ) from error
     if port == 0:
         raise ListenError(f"cannot listen on {address}: the port is in use, or the host is not one of this machine")

@@ -39,7 +39,7 @@ MAX_DIMENSIONS = 8
 #: Uncompressed bytes of a full chunk. More than this is a mistake (or an attack), not experience.
 MAX_PAGE_BYTES = 256 << 20
 MAX_CHUNKS_PER_MESSAGE = 1 << 16
-MAX_ITEMS_PER_DRAW = 1 << 20
+MAX_ITEMS_PER_DRAW = 1 << 18
 
 _SCOPES = {Scope.STEP: pb.Column.SCOPE_STEP, Scope.ITEM: pb.Column.SCOPE_ITEM}
 _CODECS = {Codec.RAW: pb.Column.CODEC_RAW, Codec.LZ4: pb.Column.CODEC_LZ4}

@@ -6,6 +6,7 @@ The loop knows no sockets. It is driven by the actor process and by serial mode 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +58,10 @@ class ActorLoop:
         networks: nn.Module,
         seed: int,
         insert: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         (table,) = algorithm.tables()
-                self._env = env
+        self._env = env
         self._algorithm = algorithm
         self._networks = networks
         self._env_config = config.env
@@ -74,6 +76,7 @@ class ActorLoop:
                 table.windows,
                 algorithm.initial_priorities,
                 max_chunk_age_seconds=config.actor.max_chunk_age_seconds,
+                clock=clock,
             )
             if insert
             else None

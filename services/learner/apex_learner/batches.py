@@ -103,13 +103,14 @@ class DrawPipeline:
         """A stream begins: the mirror is empty on both sides, and what was asked of a former stream is forgotten."""
         if self._mirror is None or self._mirror.num_slots != opened.mirror_slots:
             self._mirror = HostMirror(self._table.signature, opened.mirror_slots)
-        self._outstanding.clear()
+        while self._outstanding:
+            self._limiter.settle(sum(self._outstanding.popleft().counts))
         self.observe(opened.totals, boot)
 
     def observe(self, totals: TableTotals, boot: bytes) -> None:
         """Take in a shard's report."""
         self.totals = totals
-        self._limiter.observe([totals], boot)
+        self._limiter.observe(totals, boot)
 
     def plan(self, ready: int) -> DrawPlan | None:
         """The next request, if a batch is missing and the limiter allows it. ``ready`` batches wait for the learner."""
@@ -117,14 +118,14 @@ class DrawPipeline:
             return None
         missing = self._depth.batches - ready - self.batches_in_flight
         batches = min(missing, self._depth.batches_per_request)
-        ahead = self.batches_in_flight * self._batch_size
-        while batches > 0 and not self._limiter.may_draw(ahead + batches * self._batch_size):
+        while batches > 0 and not self._limiter.may_draw(batches * self._batch_size):
             batches -= 1
         if batches <= 0:
             return None
         self._request_number += 1
         plan = DrawPlan(self._request_number, [self._batch_size] * batches)
         self._outstanding.append(plan)
+        self._limiter.request(sum(plan.counts))
         return plan
 
     def withdraw(self, plan: DrawPlan) -> None:
@@ -132,6 +133,7 @@ class DrawPipeline:
         if self._outstanding and self._outstanding[-1] is plan:
             self._outstanding.pop()
             self._request_number -= 1
+            self._limiter.settle(sum(plan.counts))
 
     def apply(self, drawn: DrawResult, boot: bytes) -> list[BatchBuffer]:
         """Mirror the reply's chunks and gather its windows into batches; hand them back to ``ring`` after use.
@@ -149,6 +151,7 @@ class DrawPipeline:
             self._mirror.put(int(slot), chunk.rows, chunk.starts, chunk.blocks)
         self.chunks_received += len(drawn.new_chunks)
         self.observe(drawn.totals, boot)
+        self._limiter.settle(sum(plan.counts))
         batches = []
         for begin in range(0, len(drawn.keys), self._batch_size):
             part = slice(begin, begin + self._batch_size)

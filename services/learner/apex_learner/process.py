@@ -68,22 +68,14 @@ def make_state(config: ExperimentConfig[Any], algorithm: Algorithm, device: torc
 def make_limiter(config: ExperimentConfig[Any], table: TableSpec, depth: PrefetchDepth) -> SamplesPerInsertLimiter:
     """The limiter that holds the run's samples per insert."""
     replay = config.replay
-    least = SamplesPerInsertLimiter.least_slack(
-        samples_per_insert=replay.samples_per_insert,
-        batch_size=config.learner.batch_size,
-        prefetch_batches=depth.largest,
-        chunk_items=table.config.signature.geometry.starts,
-        lanes=config.local.actors * config.actor.lanes,
-    )
-    if replay.slack_items and replay.slack_items < least:
-        raise ConfigError(
-            f"replay.slack_items is {replay.slack_items}, must be 0 (automatic) or at least {least} for this batch "
-            "size, prefetch and number of lanes: with less, learner and actors would wait for each other"
-        )
-    return SamplesPerInsertLimiter(
+    return SamplesPerInsertLimiter.for_run(
         samples_per_insert=replay.samples_per_insert,
         min_items=replay.min_items,
-        slack_items=replay.slack_items or least,
+        slack_items=replay.slack_items,
+        batch_size=config.learner.batch_size,
+        prefetch_batches=depth.largest,
+        chunk_starts=table.config.signature.geometry.starts,
+        num_lanes=config.local.actors * config.actor.lanes,
     )
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
 
-from apex_replay.endpoint import ReplayEndpoint, Stream
-from apexrl.replay.engine_thread import EngineThread
+from apex_replay.endpoint import ReplayEndpoint
+from apex_replay.streams import InsertStream, SampleStream, Stream
+from apexrl.replay.engine_thread import EngineStoppedError, EngineThread
 from apexrl.transport import replay_pb2 as pb
 from apexrl.transport._generated.apex.v1 import replay_pb2_grpc
-from apexrl.transport.errors import Refused, RefusalKind
+from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.server import Register, abort_refused
 from apexrl.types import SignatureError
 
@@ -50,12 +52,12 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
         """End all streams and refuse new ones: the shard is stopping."""
         await self._engine(self._endpoint.stop)
 
-    async def Insert(self, request_iterator: object, context: Context) -> None:
+    async def Insert(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]
         """See ``replay.proto``."""
         closing = self._loop.create_future()
         await self._until_closed(context, self._insert(context, closing), closing)
 
-    async def Sample(self, request_iterator: object, context: Context) -> None:
+    async def Sample(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]
         """See ``replay.proto``."""
         closing = self._loop.create_future()
         await self._until_closed(context, self._sample(context, closing), closing)
@@ -75,15 +77,18 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
     async def _insert(self, context: Context, closing: asyncio.Future[Refused]) -> None:
         wake = asyncio.Event()
         first = await self._first(context, pb.InsertRequest)
-        stream, opened = await self._open(
-            lambda: self._endpoint.open_insert(
-                first, on_close=self._closer(closing), on_room=lambda: self._loop.call_soon_threadsafe(wake.set)
-            )
-        )
+
+        def on_room() -> None:
+            self._loop.call_soon_threadsafe(wake.set)
+
+        def open_stream() -> tuple[InsertStream, pb.InsertResponse]:
+            return self._endpoint.open_insert(first, on_close=self._closer(closing), on_room=on_room)
+
+        stream, opened = await self._open(open_stream)
         try:
             await context.write(opened)
             while (message := await self._read(context, pb.InsertRequest)) is not None:
-                ack = await self._engine(lambda message=message: stream.handle(message))
+                ack = await self._engine(functools.partial(stream.handle, message))
                 while True:
                     if ack is not None:
                         await context.write(ack)
@@ -98,9 +103,11 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
 
     async def _sample(self, context: Context, closing: asyncio.Future[Refused]) -> None:
         first = await self._first(context, pb.SampleRequest)
-        stream, opened = await self._open(
-            lambda: self._endpoint.open_sample(first, on_close=self._closer(closing))
-        )
+
+        def open_stream() -> tuple[SampleStream, pb.SampleResponse]:
+            return self._endpoint.open_sample(first, on_close=self._closer(closing))
+
+        stream, opened = await self._open(open_stream)
         writing = asyncio.Lock()
 
         async def report_totals() -> None:
@@ -115,7 +122,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
             await context.write(opened)
             reporter = asyncio.create_task(report_totals())
             while (message := await self._read(context, pb.SampleRequest)) is not None:
-                reply = await self._engine(lambda message=message: stream.handle(message))
+                reply = await self._engine(functools.partial(stream.handle, message))
                 if reply is not None:
                     async with writing:
                         await context.write(reply)
@@ -148,8 +155,9 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
             error = refusal
         except SignatureError as malformed:
             error = Refused(RefusalKind.MALFORMED, str(malformed))
-        logger.warning("refused %s: %s", context.peer(), error)
-        self._endpoint.count_refusal(error.kind)
+        if error.kind is not RefusalKind.STOPPING:
+            logger.warning("refused %s: %s", context.peer(), error)
+            self._endpoint.count_refusal(error.kind)
         await abort_refused(context, error)
 
     async def _answer(self, context: Context, call: Callable[[], T]) -> T:
@@ -161,13 +169,16 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
         return await asyncio.wrap_future(self._submit(call))
 
     def _submit(self, call: Callable[[], T]) -> concurrent.futures.Future[T]:
-        return self._thread.submit(call)
+        try:
+            return self._thread.submit(lambda _: call())
+        except EngineStoppedError:
+            raise Refused(RefusalKind.STOPPING, "the replay shard is stopping") from None
 
     def _post(self, call: Callable[[], object]) -> None:
         """Let the engine's thread do something later, also if it has stopped by then."""
         try:
             self._submit(call)
-        except RuntimeError:
+        except Refused:
             logger.debug("the engine has stopped; %s is not needed any more", call)
 
     async def _open(self, call: Callable[[], tuple[StreamT, T]]) -> tuple[StreamT, T]:
@@ -176,7 +187,12 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
-            future.add_done_callback(lambda done: self._post(done.result()[0].close) if not done.exception() else None)
+
+            def close_again(done: concurrent.futures.Future[tuple[StreamT, T]]) -> None:
+                if not done.cancelled() and done.exception() is None:
+                    self._post(done.result()[0].close)
+
+            future.add_done_callback(close_again)
             raise
 
     def _closer(self, closing: asyncio.Future[Refused]) -> Callable[[Refused], None]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from apexrl.algorithms.base import LearnerState
 from apexrl.runtime.errors import ArchitectureError, CheckpointError
-from apexrl.runtime.learner_snapshot import restore, snapshot
+from apexrl.runtime.learner_snapshot import load_module, restore, snapshot
 
 
 class Network(nn.Module):
@@ -158,3 +158,17 @@ def test_what_json_cannot_hold_is_named() -> None:
     state.optimizers["main"].param_groups[0]["hook"] = object()
     with pytest.raises(CheckpointError, match="optimizers/main/param_groups/0/hook is a object"):
         snapshot(state, 1)
+
+
+def test_one_module_is_loaded_for_playing() -> None:
+    state = make_state()
+    update(state)
+    saved = snapshot(state, 1)
+    player = Network()
+    load_module(player, saved, "online")
+    x = torch.randn(3, 4)
+    assert torch.equal(player(x), state.modules["online"](x))
+    with pytest.raises(ArchitectureError, match=r"online/body\.weight is float32\[9, 4\] here"):
+        load_module(Network(hidden=9), saved, "online")
+    with pytest.raises(ArchitectureError, match=r"actor/body\.bias is float32\[8\] here and absent"):
+        load_module(player, saved, "actor")
