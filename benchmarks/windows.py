@@ -30,7 +30,10 @@ def interleave(programs: Mapping[str, Window], *, seconds: float, windows: int) 
 
 
 def repeat(
-    call: Callable[[], int], *, finish: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter
+    call: Callable[[], int],
+    *,
+    finish: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Window:
     """A window that calls ``call`` again and again; each call returns the units it did.
 

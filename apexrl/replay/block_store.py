@@ -93,8 +93,7 @@ class BlockStore:
     def put(self, blocks: tuple[bytes, ...]) -> int:
         """Keep a copy of ``blocks``; returns the handle. Raises BlockStoreFull if there is no room."""
         handle = self._free_handles.pop() if self._free_handles else len(self._locations)
-        sizes = [len(block) for block in blocks]
-        header = _HEADER.pack(handle, len(blocks)) + struct.pack(f"<{len(blocks)}I", *sizes)
+        header = struct.pack(f"<QI{len(blocks)}I", handle, len(blocks), *map(len, blocks))
         try:
             location = self._append(b"".join((header, *blocks)))
         except BlockStoreFull:

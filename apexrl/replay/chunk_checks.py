@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from apexrl.types import Array, Chunk, Codec, Signature, SignatureError
+
+_UINT16 = np.dtype(np.uint16)
+_FLOAT32 = np.dtype(np.float32)
 
 
 def largest_block_bytes(raw_bytes: int, codec: Codec) -> int:
@@ -22,16 +27,13 @@ class ChunkChecker:
         self._geometry = geometry
         self._largest_lengths = self._largest(geometry.rows, geometry.starts)
         raw = [signature.block_bytes(c, geometry.rows, geometry.starts) for c in signature.columns]
-        self._full_raw_bytes = raw
-        self._is_raw = [column.codec is Codec.RAW for column in signature.columns]
+        self._full_largest = [largest_block_bytes(b, c.codec) for b, c in zip(raw, signature.columns, strict=True)]
+        self._full_least = [b if c.codec is Codec.RAW else 1 for b, c in zip(raw, signature.columns, strict=True)]
 
     @property
     def largest_payload_bytes(self) -> int:
         """Most bytes that the blocks of one chunk may have together."""
-        return sum(
-            largest_block_bytes(raw, column.codec)
-            for raw, column in zip(self._full_raw_bytes, self.signature.columns, strict=True)
-        )
+        return sum(self._full_largest)
 
     def check(self, chunk: Chunk) -> None:
         """Raise SignatureError, naming the field, unless ``chunk`` agrees with the signature."""
@@ -43,14 +45,18 @@ class ChunkChecker:
             raise SignatureError(
                 f"chunk.rows is {chunk.rows}, must be in [{low}, {high}] with {chunk.starts} start rows"
             )
-        for name, dtype in (("lengths", np.uint16), ("prefixes", np.uint16), ("priorities", np.float32)):
-            self._check_array(name, getattr(chunk, name), dtype, chunk.starts)
+        self._check_array("lengths", chunk.lengths, _UINT16, chunk.starts)
+        self._check_array("prefixes", chunk.prefixes, _UINT16, chunk.starts)
+        self._check_array("priorities", chunk.priorities, _FLOAT32, chunk.starts)
         if chunk.rows == g.rows and chunk.starts == g.starts:
             largest = self._largest_lengths
-            raw_bytes = self._full_raw_bytes
+            least_bytes, most_bytes = self._full_least, self._full_largest
         else:
             largest = self._largest(chunk.rows, chunk.starts)
-            raw_bytes = [self.signature.block_bytes(c, chunk.rows, chunk.starts) for c in self.signature.columns]
+            columns = self.signature.columns
+            raw = [self.signature.block_bytes(c, chunk.rows, chunk.starts) for c in columns]
+            least_bytes = [b if c.codec is Codec.RAW else 1 for b, c in zip(raw, columns, strict=True)]
+            most_bytes = [largest_block_bytes(b, c.codec) for b, c in zip(raw, columns, strict=True)]
         if np.count_nonzero(chunk.lengths > largest):
             j = int(np.flatnonzero(chunk.lengths > largest)[0])
             raise SignatureError(
@@ -61,32 +67,28 @@ class ChunkChecker:
             j = int(np.flatnonzero(chunk.prefixes > g.context)[0])
             raise SignatureError(f"chunk.prefixes[{j}] is {chunk.prefixes[j]}, must be at most {g.context}")
         check_priorities("chunk.priorities", chunk.priorities)
-        self._check_blocks(chunk.blocks, raw_bytes)
+        self._check_blocks(chunk.blocks, least_bytes, most_bytes)
 
-    def _check_blocks(self, blocks: tuple[bytes, ...], raw_bytes: list[int]) -> None:
-        if len(blocks) != len(raw_bytes):
-            raise SignatureError(f"chunk.blocks has {len(blocks)} columns, must have {len(raw_bytes)}")
-        for block, raw, is_raw, column in zip(blocks, raw_bytes, self._is_raw, self.signature.columns, strict=True):
-            size = len(block)
-            if is_raw:
-                if size != raw:
-                    raise SignatureError(f"chunk.blocks[{column.name!r}] has {size} bytes, must have {raw}")
-            elif not 1 <= size <= largest_block_bytes(raw, Codec.LZ4):
-                raise SignatureError(
-                    f"chunk.blocks[{column.name!r}] has {size} bytes, must have between 1 and "
-                    f"{largest_block_bytes(raw, Codec.LZ4)} (lz4 of {raw} bytes)"
-                )
+    def _check_blocks(self, blocks: tuple[bytes, ...], least: list[int], most: list[int]) -> None:
+        if len(blocks) != len(least):
+            raise SignatureError(f"chunk.blocks has {len(blocks)} columns, must have {len(least)}")
+        for i, block in enumerate(blocks):
+            if not least[i] <= len(block) <= most[i]:
+                column = self.signature.columns[i]
+                allowed = str(least[i]) if least[i] == most[i] else f"between {least[i]} and {most[i]} ({column.codec})"
+                raise SignatureError(f"chunk.blocks[{column.name!r}] has {len(block)} bytes, must have {allowed}")
 
     @staticmethod
-    def _check_array(name: str, array: Array, dtype: type[np.generic], starts: int) -> None:
+    def _check_array(name: str, array: Array, dtype: np.dtype[Any], starts: int) -> None:
         if array.dtype != dtype or array.shape != (starts,):
             raise SignatureError(
-                f"chunk.{name} is {array.dtype} {array.shape}, must be {np.dtype(dtype)} ({starts},), one per start row"
+                f"chunk.{name} is {array.dtype} {array.shape}, must be {dtype} ({starts},), one per start row"
             )
 
-    def _largest(self, rows: int, starts: int) -> npt.NDArray[np.int64]:
+    def _largest(self, rows: int, starts: int) -> npt.NDArray[np.uint16]:
         """Longest window at each start row: it may neither pass the chunk's last row nor the tail."""
-        return np.minimum(rows - 1 - self._geometry.context - np.arange(starts), self._geometry.tail)
+        largest = np.minimum(rows - 1 - self._geometry.context - np.arange(starts), self._geometry.tail)
+        return largest.astype(np.uint16)
 
 
 def check_priorities(name: str, priorities: npt.NDArray[np.floating]) -> None:

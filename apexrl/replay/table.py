@@ -26,6 +26,8 @@ Keys = npt.NDArray[np.uint64]
 INITIAL_PRIORITY_LIMIT = 10.0
 #: Pages evicted at a time when an insert finds no room for its blocks.
 EVICTION_STEP_PAGES = 8
+#: Pages by which the soft capacity is passed before it is trimmed (fewer where that is above 1/64 of the capacity).
+TRIM_PERIOD_PAGES = 32
 
 
 def stratify(counts: npt.NDArray[np.uint32], uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -74,6 +76,7 @@ class Table:
             self._store = BlockStore(config.budget_bytes, largest)
         except ValueError as error:
             raise SignatureError(f"table {config.name!r}: {error}") from error
+        self._trim_period_items = min(TRIM_PERIOD_PAGES * self._starts, config.capacity_items // 64)
         num_leaves = self.num_pages * self._starts
         self._selector = make_selector(config.selector, num_leaves)
         self._oldest = 0
@@ -110,8 +113,8 @@ class Table:
 
     @property
     def needs_trim(self) -> bool:
-        """Whether :meth:`trim` has something to do."""
-        return self.num_items > self.config.capacity_items or self._store.is_tight
+        """Whether :meth:`trim` has enough to do to be worth a call: pages go cheaper by the dozen."""
+        return self.num_items > self.config.capacity_items + self._trim_period_items or self._store.is_tight
 
     def totals(self) -> TableTotals:
         return TableTotals(self._selector.mass, self.num_items, self.inserted, self.drawn)

@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 import numpy as np
-
 from apex_replay.service import ReplayService
+
 from apexrl.transport import replay_pb2 as pb
 from apexrl.transport import wire
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub
@@ -85,7 +85,8 @@ def inserter(address: str, **options: Any) -> Iterator[InsertClient]:
 @contextmanager
 def learner(address: str, epoch: int = 1, run_id: str = RUN, **options: Any) -> Iterator[SampleClient]:
     options = {"handshake": handshake(run_id, f"learner-{epoch}"), "tables": [TABLE], "run_seed": 3, **options}
-    client = SampleClient(address, identity=LearnerIdentity(epoch, os.urandom(16)), **options)
+    options.setdefault("identity", LearnerIdentity(epoch, os.urandom(16)))
+    client = SampleClient(address, **options)
     try:
         yield client
     finally:

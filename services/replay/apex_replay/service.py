@@ -37,6 +37,7 @@ class ReplayService:
         self._thread = EngineThread(self._engine)
         self._endpoint = ReplayEndpoint(self._engine)
         self._io = io_thread()
+        self._stopped = False
         try:
             self._servicer, self._server = self._io.run(self._start(listen))
         except BaseException:
@@ -90,7 +91,10 @@ class ReplayService:
             return ["the engine has stopped"]
 
     def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
-        """Report not ready, end all streams, finish running calls, and free the port."""
+        """Report not ready, end all streams, finish running calls, and free the port. May be called again."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._io.run(self._stop(grace_seconds))
         self._thread.stop()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Coroutine
@@ -50,7 +51,8 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
 
     async def stop(self) -> None:
         """End all streams and refuse new ones: the shard is stopping."""
-        await self._engine(self._endpoint.stop)
+        with contextlib.suppress(Refused):  # An engine that has failed has ended them already.
+            await self._engine(self._endpoint.stop)
 
     async def Insert(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]
         """See ``replay.proto``."""

@@ -16,19 +16,19 @@ from apexrl.types import EnvSpec, EnvStep
 
 
 @pytest.mark.parametrize(
-    ("env_id", "num_steps"),
+    ("env_id", "num_lanes", "num_steps"),
     [
-        ("apex/catch", 100),
-        ("apex/scripted", 100),
-        ("gymnasium/CartPole-v1", 150),
-        ("minatar/breakout", 150),
-        ("minatar/seaquest", 150),
-        ("atari/breakout", 110),
+        ("apex/catch", 2, 100),
+        ("apex/scripted", 3, 100),
+        ("gymnasium/CartPole-v1", 2, 150),
+        ("minatar/breakout", 2, 150),
+        ("minatar/seaquest", 2, 150),
+        ("atari/breakout", 1, 60),
     ],
 )
-def test_own_environments_conform(env_id: str, num_steps: int) -> None:
+def test_own_environments_conform(env_id: str, num_lanes: int, num_steps: int) -> None:
     config = EnvConfig(id=env_id, max_episode_frames=100)
-    assert check_env(lambda n: make_vec(config, n), num_steps=num_steps) == []
+    assert check_env(lambda n: make_vec(config, n), num_lanes=num_lanes, num_steps=num_steps) == []
 
 
 class Faulty(CatchEnv):

@@ -120,10 +120,10 @@ def test_a_learner_of_a_higher_epoch_takes_over_and_a_lower_one_is_refused() -> 
         engine.accept_learner(2, FIRST, "run")
     engine.check_learner(3, FIRST)
     assert engine.accept_learner(4, SECOND, "run") == AcceptedLearner(superseded=True, cleared=False)
-    with pytest.raises(RefusedError, match="learner.epoch is 3, but the learner served here has epoch 4"):
+    with pytest.raises(RefusedError, match=r"learner.epoch is 3, but the learner served here has epoch 4"):
         engine.check_learner(3, FIRST)
     engine.check_learner(4, SECOND)
-    with pytest.raises(SignatureError, match="learner.instance has 3 bytes"):
+    with pytest.raises(SignatureError, match=r"learner.instance has 3 bytes"):
         engine.accept_learner(5, b"abc", "run")
 
 

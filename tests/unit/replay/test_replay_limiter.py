@@ -168,7 +168,7 @@ def test_slack_that_would_deadlock_is_refused() -> None:
         assert limiter.slack_items == taken
     with pytest.raises(ConfigError, match=r"replay.slack_items is 1023, must be 0 \(automatic\) or at least 1024"):
         SamplesPerInsertLimiter.for_run(samples_per_insert=8.0, min_items=10, slack_items=1023, **run)
-    with pytest.raises(ConfigError, match="replay.samples_per_insert is -1"):
+    with pytest.raises(ConfigError, match=r"replay.samples_per_insert is -1"):
         SamplesPerInsertLimiter(-1.0, 10)
-    with pytest.raises(ConfigError, match="replay.min_items is 0"):
+    with pytest.raises(ConfigError, match=r"replay.min_items is 0"):
         SamplesPerInsertLimiter(1.0, 0)

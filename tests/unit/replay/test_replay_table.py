@@ -290,3 +290,17 @@ def test_state_of_another_configuration_is_refused(table_config: MakeConfig, mak
     with pytest.raises(SignatureError, match="block_sizes"):
         Table(table_config()).load_state(state)
     assert other.num_items == 0
+
+
+def test_large_tables_are_trimmed_by_the_dozen(table_config: MakeConfig, make_chunk: MakeChunk) -> None:
+    table = Table(table_config(capacity_items=1024))
+    needed = []
+    for _ in range(300):
+        table.insert(make_chunk())
+        needed.append(table.needs_trim)
+        if needed[-1]:
+            table.trim()
+            assert table.num_items == 1024
+    # 1024 / 64 = 16 items beyond the capacity are let be.
+    assert needed.index(True) == (1024 + 16) // 4
+    assert sum(needed) == (300 - 256) // 5
