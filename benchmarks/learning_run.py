@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from apex_actor.evaluation import evaluate
 from apex_cli.play import load_player
 from apex_cli.processes import Service
-
 from apexrl.algorithms import CONFIGS
 from apexrl.config import ExperimentConfig, load_experiment, to_plain
 from apexrl.envs import make_vec

@@ -1,7 +1,7 @@
 """Options of every channel and server, in one place.
 
 Sizes are explicit on both sides and never unlimited. Connections are kept alive by pings, so that a peer that is gone
-without a word is noticed within 40 s. See docs/operations.md for the table.
+without a word is noticed within 40 s.
 """
 
 from __future__ import annotations

@@ -134,7 +134,9 @@ class ParameterClient:
                     await self._fetch(ParametersStub(channel))
                     backoff.reset()
                     self.refusal = self._failure = None
-                except (grpc.aio.AioRpcError, SignatureError) as error:
+                except Exception as error:
+                    if not isinstance(error, (grpc.aio.AioRpcError, SignatureError)):
+                        logger.exception("fetching parameters from %s failed", self.address)
                     self._note_failure(error)
                     self._wake.set()
                     await asyncio.sleep(backoff.next())

@@ -132,6 +132,9 @@ class PrioritySender:
                         self._condition.notify_all()
         except Fenced as error:
             self._on_fenced(error)
+        except Exception:
+            logger.exception("sending priorities to %s failed", self._address)
+            raise
         finally:
             await channel.close(None)
 

@@ -96,6 +96,13 @@ class StreamKeeper:
                     await self._stream(channel)
                 except (grpc.aio.AioRpcError, ConnectionError) as error:
                     self._note_failure(error)
+                except Fenced:
+                    raise
+                except Exception as error:
+                    # A mistake in this program, or one of grpc's own errors: to go on trying is better than to go
+                    # silent, and the traceback must not get lost in a background task.
+                    logger.exception("stream to %s failed", self.peer)
+                    self._note_failure(error)
                 if time.monotonic() - started > _GOOD_STREAM_SECONDS:
                     self._backoff.reset()
                 await asyncio.sleep(self._backoff.next())

@@ -163,6 +163,12 @@ class SampleClient:
         with self._condition:
             return self._totals.get(table)
 
+    def report(self, table: str) -> tuple[bytes, TableTotals] | None:
+        """The newest report about a table, with the boot whose counters it gives; None before the first."""
+        with self._condition:
+            totals = self._totals.get(table)
+            return None if totals is None else (self._boot, totals)
+
     def wait_opened(self, timeout: float | None = None) -> StreamOpened | None:
         """The current stream, waited for if need be; None if ``timeout`` seconds passed."""
         with self._condition:

@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 import numpy as np
-from apex_replay.service import ReplayService
 
+from apex_replay.service import ReplayService
 from apexrl.transport import replay_pb2 as pb
 from apexrl.transport import wire
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub

@@ -9,7 +9,6 @@ import time
 import grpc
 import numpy as np
 import pytest
-from apex_replay.service import ReplayService
 from replay_scene import (
     OTHER_RUN,
     STARTS,
@@ -30,6 +29,7 @@ from replay_scene import (
     wait_until,
 )
 
+from apex_replay.service import ReplayService
 from apexrl.transport.errors import Closed, ListenError, RefusalKind, refusal_of
 from apexrl.types import ColumnSpec, Signature
 
@@ -210,6 +210,17 @@ def test_put_and_flush_return_at_their_deadline_while_nobody_listens() -> None:
         assert 0.3 <= time.monotonic() - started < 2.0
         assert client.blocked_seconds >= 0.2
         assert "cannot be reached" in (client.waiting() or "")
+
+
+def test_whoever_waits_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("apexrl.transport.reconnect.REPORT_PERIOD_SECONDS", 0.05)
+    with shard() as service:
+        address = service.address
+    with inserter(address) as client, caplog.at_level("WARNING"):
+        client.put([make_chunk(0)])
+        expected = f"waiting: replay shard {address} cannot be reached"
+        wait_until(lambda: any(expected in line and "1 chunks wait" in line for line in caplog.messages), "the report")
+        assert client.unacked == 1
 
 
 def test_closing_releases_a_call_that_waits() -> None:

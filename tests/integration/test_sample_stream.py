@@ -82,6 +82,7 @@ def test_a_draw_brings_items_and_their_chunks() -> None:
             # Pages are filled in order, so the slot tells the mark.
             assert all(slot == mark for slot, mark in marks.items())
             assert client.totals("replay") == result.totals
+            assert client.report("replay") == (info.boot, result.totals)
 
 
 def test_equal_seeds_and_numbers_give_equal_draws_and_others_do_not() -> None:
@@ -146,9 +147,9 @@ def test_new_priorities_change_draws_and_stale_keys_are_counted() -> None:
             # Both calls went out within one message or two; the later one won.
             assert client.updates.applied == 2 * len(keys)
             assert client.updates.stale == 1
+            # The others keep (0 + 1e-6)^0.6 each, 0.0018 of the mass together: one draw of 100 at most.
             after = draw(client, 1, [100])
-            share = np.count_nonzero(after.keys == keys[3]) / 100
-            assert share > 0.99
+            assert np.count_nonzero(after.keys == keys[3]) >= 98
 
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
@@ -231,9 +232,11 @@ def test_a_learner_of_a_higher_epoch_closes_the_former_ones_stream() -> None:
                     old.update_priorities("replay", keys, np.ones(4, np.float32))
                 assert old.fenced is not None
                 assert len(draw(new, 0, [4]).keys) == 4
-            with learner(service.address, epoch=1) as back:
-                with pytest.raises(Fenced, match=r"learner\.epoch is 1, must be above 2"):
-                    back.wait_opened(WAIT)
+            with (
+                learner(service.address, epoch=1) as back,
+                pytest.raises(Fenced, match=r"learner\.epoch is 1, must be above 2"),
+            ):
+                back.wait_opened(WAIT)
 
 
 def test_an_equal_epoch_needs_the_same_instance() -> None:
@@ -272,7 +275,7 @@ def test_experience_of_another_run_is_kept_unless_the_learner_discards_it() -> N
             # The actor of the old run was cut off and is refused until it learns of the new run.
             actor.put([make_chunk(1)])
             wait_until(lambda: actor.refusal is not None, "the actor is refused")
-            assert RUN in (actor.refusal or "")
+            assert OTHER_RUN in (actor.refusal or "")
             assert inserted(service.address) == 0
 
 

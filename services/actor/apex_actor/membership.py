@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -37,7 +36,7 @@ class Membership:
     hash; a lease that cannot be renewed is kept.
     """
 
-    def __init__(self, role: pb.Role, num_lanes: int, incarnation: bytes | None = None) -> None:
+    def __init__(self, role: pb.Role.ValueType, num_lanes: int, incarnation: bytes | None = None) -> None:
         self.incarnation = incarnation or os.urandom(16)
         self._role = role
         self._num_lanes = num_lanes
@@ -45,10 +44,6 @@ class Membership:
         self._episodes: deque[EpisodeReport] = deque(maxlen=MAX_PENDING_EPISODES)
         self._unanswered: pb.HeartbeatRequest | None = None
         self._report_number = 0
-        self._env_steps = 0
-        self._steps_reported = 0
-        self._reported_at = time.monotonic()
-        self._blocked_seconds = 0.0
         self.version = ParameterVersion(0, 0)
         self.indices: list[int] = []
         self.global_frames = 0
@@ -56,12 +51,10 @@ class Membership:
         self.run_id = ""
         self.ttl_seconds = 3 * HEARTBEAT_SECONDS
 
-    def report(self, episodes: Iterable[EpisodeReport], env_steps: int, blocked_seconds: float = 0.0) -> None:
-        """Add finished episodes and steps to the next heartbeat."""
+    def report(self, episodes: Iterable[EpisodeReport]) -> None:
+        """Add finished episodes to the next heartbeat."""
         with self._lock:
             self._episodes.extend(episodes)
-            self._env_steps += env_steps
-            self._blocked_seconds += blocked_seconds
 
     def beat(self, send: Send, *, release: bool = False) -> None:
         """Send one heartbeat and take in the answer. One that failed before is sent again first, under its number."""
@@ -73,11 +66,6 @@ class Membership:
         with self._lock:
             episodes = list(self._episodes)
             self._episodes.clear()
-            now = time.monotonic()
-            interval = max(now - self._reported_at, 1e-3)
-            rate = (self._env_steps - self._steps_reported) / interval
-            self._reported_at, self._steps_reported = now, self._env_steps
-            blocked, self._blocked_seconds = self._blocked_seconds, 0.0
             self._report_number += 1
             return pb.HeartbeatRequest(
                 role=self._role,
@@ -94,11 +82,8 @@ class Membership:
                     )
                     for episode in episodes
                 ],
-                env_steps=self._env_steps,
-                env_steps_per_second=rate,
                 version=parameters_pb2.ParameterVersion(epoch=self.version.epoch, step=self.version.step),
                 release=release,
-                insert_blocked_seconds=blocked,
             )
 
     def _exchange(self, send: Send, request: pb.HeartbeatRequest) -> None:

@@ -33,6 +33,9 @@ log = get_logger(__name__)
 #: Parameters are looked for at the configured period, give or take this share, so that a fleet does not ask at once.
 PERIOD_JITTER = 0.2
 DRAIN_SECONDS = 10.0
+#: A drain without an acknowledgement for this long has met a shard that takes nothing.
+DRAIN_PATIENCE_SECONDS = 1.0
+DRAIN_POLL_SECONDS = 0.2
 #: Metrics and reports are brought up to date this often.
 REPORT_SECONDS = 1.0
 
@@ -40,7 +43,7 @@ REPORT_SECONDS = 1.0
 class _Peers:
     """What actor and evaluator have in common: their standing with the coordinator, and parameters."""
 
-    def __init__(self, config: ExperimentConfig[Any], role: pb.Role, lanes: int) -> None:
+    def __init__(self, config: ExperimentConfig[Any], role: pb.Role.ValueType, lanes: int) -> None:
         self._shared_json = shared_json(config)
         self.membership = Membership(role, lanes)
         self._coordinator = CoordinatorClient(config.learner.address, self.handshake)
@@ -67,7 +70,7 @@ class _Peers:
         return None
 
     def close(self) -> None:
-        self._heart.stop(timeout_seconds=2.0)
+        self._heart.stop(timeout_seconds=1.0)
         self.parameters.close()
         self._coordinator.close()
 
@@ -138,7 +141,7 @@ class _Acting:
             for episode in turn.episodes:
                 self._metrics.observe_episode(episode.episode_return, episode.length_steps, episode.epsilon)
             self._hand_over(turn.chunks)
-            self._peers.membership.report(turn.episodes, turn.env_steps)
+            self._peers.membership.report(turn.episodes)
             self._steps_until_refresh -= 1
             if self._steps_until_refresh <= 0:
                 self._refresh()
@@ -200,14 +203,25 @@ class _Acting:
             metrics.follow(metrics.phase_seconds, seconds, name)
 
     def _drain(self) -> None:
-        """Close open windows as truncated and send what is left, within ten seconds."""
-        deadline = time.monotonic() + DRAIN_SECONDS
+        """Close open windows as truncated and send what is left, within ten seconds.
+
+        A shard at its insert limit takes nothing any more: what it has not taken by then is dropped and counted.
+        """
         rest = self._loop.drain()
-        taken = self._insert.put(rest, timeout=DRAIN_SECONDS / 2)
-        sent = self._insert.flush(max(0.0, deadline - time.monotonic()))
-        lost = sum(chunk.num_items for chunk in rest[taken:])
+        deadline = time.monotonic() + DRAIN_SECONDS
+        progress = (len(rest), self._insert.acked)
+        moved = time.monotonic()
+        while (rest or self._insert.unacked) and time.monotonic() < min(deadline, moved + DRAIN_PATIENCE_SECONDS):
+            if rest:
+                rest = rest[self._insert.put(rest, timeout=DRAIN_POLL_SECONDS) :]
+            else:
+                self._insert.flush(DRAIN_POLL_SECONDS)
+            if (len(rest), self._insert.acked) != progress:
+                progress = (len(rest), self._insert.acked)
+                moved = time.monotonic()
+        lost = sum(chunk.num_items for chunk in rest)
         self._metrics.transitions_dropped.labels("stopped").inc(lost)
-        log.info("drained", chunks=taken, everything_acknowledged=sent, items_lost=lost)
+        log.info("drained", items_lost=lost, chunks_unacknowledged=self._insert.unacked)
         self._insert.close()
 
 
@@ -246,7 +260,7 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
                 for report in reports:
                     metrics.observe_episode(report.episode_return, report.length_steps)
                 if reports:
-                    peers.membership.report(reports, sum(report.length_steps for report in reports))
+                    peers.membership.report(reports)
                     evaluated = (newest.run_id, newest.version)
             peers.parameters.request()
             rest = evaluator.period_seconds - (time.monotonic() - started)

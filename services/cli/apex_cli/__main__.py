@@ -106,7 +106,7 @@ def main() -> int:
         return 0
     for name, command in COMMANDS.items():
         if tuple(arguments[: len(name)]) == name:
-            configure_logging("apex", log_format="console", level="WARNING")
+            configure_logging("apex", log_format="console", level="ERROR")
             rest = arguments[len(name) :]
             return run_service(f"apex {' '.join(name)}", lambda shutdown: command(rest, shutdown))
     known = ", ".join(" ".join(name) for name in COMMANDS)

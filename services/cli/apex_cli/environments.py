@@ -25,7 +25,7 @@ class CheckArguments:
 def check(arguments: CheckArguments) -> int:
     """``apex envs check``; 1 if something is wrong."""
     config = EnvConfig(id=arguments.env)
-    problems = check_env(lambda lanes: make_vec(config, lanes), arguments.lanes)
+    problems = check_env(lambda lanes: make_vec(config, lanes), num_lanes=arguments.lanes)
     for problem in problems:
         print(f"wrong: {problem}")
     print(f"{arguments.env}: {len(problems)} problems" if problems else f"{arguments.env}: all checks passed")

@@ -148,7 +148,7 @@ def record_run(arguments: RecordArguments, shutdown: Shutdown) -> int:
     if not output.parent.is_dir():
         raise ConfigError(f"--output is {str(output)!r}, but there is no directory {str(output.parent)!r}")
     player = load_player(arguments.run, arguments.checkpoint)
-    env = make_vec(player.config.env, 1, evaluation=True)
+    env = make_vec(player.config.env, 1, evaluation=True, record=True)
     pictures: list[Array] = []
 
     def look() -> None:

@@ -126,7 +126,7 @@ class SerialSystem:
 
     def _act(self) -> None:
         turn = self._actor.step()
-        self._membership.report(turn.episodes, turn.env_steps)
+        self._membership.report(turn.episodes)
         self._insert(turn.chunks)
 
     def _insert(self, chunks: list[Chunk]) -> None:

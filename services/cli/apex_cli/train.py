@@ -25,7 +25,7 @@ from apexrl.transport.coordinator_client import CoordinatorClient
 POLL_SECONDS = 0.5
 CURVE_SECONDS = 30.0
 #: Seconds for actors and evaluators, for the learner (it saves), for the shard: ten in all.
-STOP_SECONDS = (3.0, 5.0, 2.0)
+STOP_SECONDS = (4.0, 4.0, 2.0)
 EVALUATION_GRACE_SECONDS = 120.0
 
 
@@ -143,7 +143,7 @@ class LocalRun:
             try:
                 self.last_status = self._client.get_status(timeout=POLL_SECONDS)
             except TimeoutError:
-                view.show(self.last_status, "the learner does not answer; see its log")
+                view.show(self.last_status, "the learner does not answer; see its log" if self.last_status else "")
             else:
                 view.show(self.last_status)
                 if self.last_status.finished:

@@ -73,6 +73,7 @@ class LineView:
 
     def __init__(self) -> None:
         self._last = float("-inf")
+        self._note = ""
 
     def __enter__(self) -> LineView:
         return self
@@ -82,9 +83,9 @@ class LineView:
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:
         now = time.monotonic()
-        if now - self._last < LINE_PERIOD_SECONDS and not note:
+        if now - self._last < LINE_PERIOD_SECONDS and note == self._note:
             return
-        self._last = now
+        self._last, self._note = now, note
         line = status_line(status) if status is not None else "starting the services"
         print(f"{time.strftime('%H:%M:%S')} {line}" + (f" | {note}" if note else ""), flush=True)
 

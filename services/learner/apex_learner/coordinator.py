@@ -62,9 +62,8 @@ class _Member:
     lanes: int
     report_number: int = 0
     last_seen: float = 0.0
-    version: ParameterVersion = ParameterVersion(0, 0)
-    env_steps_per_second: float = 0.0
-    insert_blocked_seconds: float = 0.0
+    lag_updates: int | None = None
+    """Learner updates between its parameters and the newest, as of its last heartbeat; None = of another epoch."""
 
 
 class Coordinator:
@@ -103,9 +102,9 @@ class Coordinator:
         """Renew or release what the sender holds and take in its reports, each once."""
         member = self._members.setdefault(request.incarnation, _Member(request.role, request.lanes))
         member.last_seen = self._clock()
-        member.version = ParameterVersion(request.version.epoch, request.version.step)
-        member.env_steps_per_second = request.env_steps_per_second
-        member.insert_blocked_seconds = request.insert_blocked_seconds
+        newest = self.progress.version
+        same_epoch = request.version.epoch == newest.epoch
+        member.lag_updates = max(0, newest.step - request.version.step) if same_epoch else None
         if request.report_number > member.report_number:
             member.report_number = request.report_number
             self._take_episodes(request)
@@ -162,10 +161,11 @@ class Coordinator:
         """Size of the fleet and how far its parameters lag behind, for the experiment log."""
         self._forget_silent()
         actors = [m for m in self._members.values() if m.role == pb.ROLE_ACTOR]
+        lags = [m.lag_updates for m in actors if m.lag_updates is not None]
         return {
             "actors": len(actors),
             "lanes": sum(m.lanes for m in actors),
-            "parameter_lag_updates": self._mean_lag(actors),
+            "parameter_lag_updates": float(np.mean(lags)) if lags else 0.0,
             "episodes": self._episodes,
         }
 
@@ -196,11 +196,6 @@ class Coordinator:
         for episode in request.episodes:
             band = self._greedy if episode.epsilon < GREEDY_EPSILON else self._exploring
             band.append(episode.episode_return)
-
-    def _mean_lag(self, actors: list[_Member]) -> float:
-        version = self.progress.version
-        lags = [version.step - m.version.step for m in actors if m.version.epoch == version.epoch]
-        return float(np.mean(lags)) if lags else 0.0
 
     def _forget_silent(self) -> None:
         deadline = self._clock() - LEASE_TTL_SECONDS

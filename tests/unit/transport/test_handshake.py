@@ -34,7 +34,7 @@ def test_a_difference_is_readable() -> None:
 
 def test_another_run_is_refused_unless_any_run_will_do() -> None:
     ours, theirs = Handshake(RUN, config(), "learner"), Handshake("f" * 32, config(), "actor-7")
-    with pytest.raises(Refused, match="actor-7 names run f+, this is run 0123") as error:
+    with pytest.raises(Refused, match=r"actor-7 names run f+, this is run 0123") as error:
         verify(ours, theirs)
     assert error.value.kind is RefusalKind.RUN
     verify(ours, theirs, check_run=False)

@@ -49,11 +49,8 @@ class HeartbeatRequest(_message.Message):
     HELD_INDICES_FIELD_NUMBER: _builtins.int
     REPORT_NUMBER_FIELD_NUMBER: _builtins.int
     EPISODES_FIELD_NUMBER: _builtins.int
-    ENV_STEPS_FIELD_NUMBER: _builtins.int
-    ENV_STEPS_PER_SECOND_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
-    INSERT_BLOCKED_SECONDS_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     incarnation: _builtins.bytes
     """16 random bytes per process start."""
@@ -61,13 +58,8 @@ class HeartbeatRequest(_message.Message):
     """Lanes that want an index (actors only)."""
     report_number: _builtins.int
     """Grows by one with each request of an incarnation; a number seen before adds no episodes again."""
-    env_steps: _builtins.int
-    """Environment steps of this incarnation so far, and of the last interval per second."""
-    env_steps_per_second: _builtins.float
     release: _builtins.bool
     """The process leaves: free its indices."""
-    insert_blocked_seconds: _builtins.float
-    """Seconds in which the sender could not hand over chunks since the last heartbeat."""
     @_builtins.property
     def handshake(self) -> _replay_pb2.Handshake: ...
     @_builtins.property
@@ -77,7 +69,9 @@ class HeartbeatRequest(_message.Message):
     @_builtins.property
     def episodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Episode]: ...
     @_builtins.property
-    def version(self) -> _parameters_pb2.ParameterVersion: ...
+    def version(self) -> _parameters_pb2.ParameterVersion:
+        """Of the parameters in use."""
+
     def __init__(
         self,
         *,
@@ -88,15 +82,12 @@ class HeartbeatRequest(_message.Message):
         held_indices: _abc.Iterable[_builtins.int] | None = ...,
         report_number: _builtins.int = ...,
         episodes: _abc.Iterable[Global___Episode] | None = ...,
-        env_steps: _builtins.int = ...,
-        env_steps_per_second: _builtins.float = ...,
         version: _parameters_pb2.ParameterVersion | None = ...,
         release: _builtins.bool = ...,
-        insert_blocked_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["handshake", b"handshake", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["env_steps", b"env_steps", "env_steps_per_second", b"env_steps_per_second", "episodes", b"episodes", "handshake", b"handshake", "held_indices", b"held_indices", "incarnation", b"incarnation", "insert_blocked_seconds", b"insert_blocked_seconds", "lanes", b"lanes", "release", b"release", "report_number", b"report_number", "role", b"role", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episodes", b"episodes", "handshake", b"handshake", "held_indices", b"held_indices", "incarnation", b"incarnation", "lanes", b"lanes", "release", b"release", "report_number", b"report_number", "role", b"role", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,84 @@
+"""What the distribution costs the learner: its updates per second, fed by a real shard, against a plain torch loop.
+
+    python benchmarks/learner_loop.py configs/pong_small.yaml --threads 2
+
+A is ``Algorithm.update`` on one batch that lies ready (``learner_update.py``). B is the learner process, with its
+serving child, prefetching, decoding, priorities, publishing and checkpoints, drawing from a shard process over gRPC;
+new chunks keep coming in at ``--samples-per-insert``, and no limiter holds it back. A and B take turns on the same
+cores with the same number of threads; what is not measured is stopped. Unknown arguments are overrides.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apex_learner.process import pick_device
+from benchmarks.aggregation import spread
+from benchmarks.learner_scene import own_overrides, scene
+from benchmarks.learner_update import num_threads, update_window
+from benchmarks.options import conclude, fraction_goal, load, parser
+from benchmarks.windows import interleave, ratios
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    options_parser = parser(__doc__, seconds=6.0, windows=5)
+    options_parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = one per core (%(default)s)")
+    options_parser.add_argument(
+        "--samples-per-insert", type=float, default=8.0, help="samples per new item; 0 = no new items (%(default)s)"
+    )
+    options_parser.add_argument("--items", type=int, default=16_384, help="recorded items in the table (%(default)s)")
+    options_parser.add_argument("--warm-updates", type=int, default=300, help="updates before the first window")
+    options, overrides = options_parser.parse_known_args(arguments)
+    threads = num_threads(options.threads)
+    config = load(options.config, overrides, own_overrides(threads))
+    torch.set_num_threads(threads)
+    with (
+        tempfile.TemporaryDirectory(prefix="apex-learner-loop-") as directory,
+        scene(
+            config,
+            Path(directory) / "run",
+            samples_per_insert=options.samples_per_insert,
+            recorded_items=options.items,
+            warm_updates=options.warm_updates,
+        ) as learner,
+    ):
+        programs = {"plain": update_window(config), "learner": learner.window}
+        rates = interleave(programs, seconds=options.seconds, windows=options.windows)
+        wait_ratios = learner.wait_ratios[-options.windows :]
+    fractions = ratios(rates["learner"], rates["plain"])
+    metrics = {
+        "fraction": round(float(np.median(fractions)), 4),
+        "fractions": [round(value, 4) for value in fractions],
+        "learner_updates_per_second": spread(rates["learner"]),
+        "plain_updates_per_second": spread(rates["plain"]),
+        "batch_wait_ratio": spread(wait_ratios),
+        "samples_per_insert": options.samples_per_insert,
+        "batch_size": config.learner.batch_size,
+        "threads": threads,
+        "device": pick_device(config.learner.device).type,
+        "recorded_items": options.items,
+        "window_seconds": options.seconds,
+    }
+    return conclude(
+        f"learner_loop_{config.name}",
+        metrics=metrics,
+        goals=fraction_goal(options.at_least),
+        seeds=[config.seed],
+        notes=(
+            "fraction = median over window pairs of the learner process's updates/s divided by those of Algorithm.update "
+            "on one resident batch, in turns on the same cores with the same thread count. Shard, learner and its "
+            "serving child share the cores with nothing but this inserter."
+        ),
+        write=options.write,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

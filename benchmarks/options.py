@@ -1,0 +1,51 @@
+"""Command line and ending that the throughput benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apexrl.algorithms import CONFIGS
+from apexrl.config import ExperimentConfig, load_experiment
+from benchmarks.machine import ROOT
+from benchmarks.record import Goals, make_record, write_record
+
+
+def parser(description: str | None, *, seconds: float, windows: int) -> argparse.ArgumentParser:
+    """A parser with what every throughput benchmark takes; unknown arguments are overrides of the configuration."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "config",
+        type=Path,
+        nargs="?",
+        default=ROOT / "configs" / "pong_small.yaml",
+        help="YAML file of the experiment (%(default)s); its fields can be set behind, e.g. --learner.batch-size 512",
+    )
+    made.add_argument("--seconds", type=float, default=seconds, help="length of a window (%(default)s)")
+    made.add_argument("--windows", type=int, default=windows, help="windows per program (%(default)s)")
+    made.add_argument("--at-least", type=float, help="goal for the result's fraction, kept in the result")
+    made.add_argument("--write", action="store_true", help="write benchmarks/results/SUBJECT.json")
+    return made
+
+
+def load(config: Path, overrides: Sequence[str], own: Sequence[str] = ()) -> ExperimentConfig[Any]:
+    """The experiment in ``config``; what the benchmark sets itself (``own``) may be overridden by the user."""
+    return load_experiment(config, [*own, *overrides], algorithm_configs=CONFIGS)
+
+
+def fraction_goal(at_least: float | None) -> Goals:
+    return {} if at_least is None else {"fraction": {"at_least": at_least}}
+
+
+def conclude(
+    subject: str, *, metrics: Mapping[str, Any], goals: Goals, seeds: Sequence[int], notes: str, write: bool
+) -> int:
+    """Print a measurement, write its record if asked to; returns the exit code: 1 if a goal is not met."""
+    record = make_record(subject, metrics=metrics, goals=goals, seeds=seeds, notes=notes)
+    print(json.dumps({"name": subject, "metrics": record["metrics"], "met": record["met"]}, indent=2))
+    if write:
+        print(write_record(record))
+    return 1 if record["met"] is False else 0

@@ -1,0 +1,201 @@
+"""The shard's endpoint as serial mode uses it: in one thread, message by message."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from apex_replay.endpoint import ReplayEndpoint
+from apex_replay.streams import SampleStream
+
+from apexrl.replay.engine import ReplayEngine
+from apexrl.transport import replay_pb2 as pb
+from apexrl.transport import wire
+from apexrl.transport.errors import RefusalKind, Refused
+from apexrl.transport.handshake import Handshake
+from apexrl.transport.insert_session import InsertSession
+from apexrl.transport.sample_client import NO_LIMIT, LearnerIdentity
+from apexrl.types import Chunk, ColumnSpec, Geometry, SelectorConfig, Signature, SignatureError, TableConfig
+
+RUN = "ab" * 16
+HANDSHAKE = Handshake(RUN, "{}", "serial")
+SIGNATURE = Signature((ColumnSpec("mark", "int32"),), Geometry(0, 2, 1))
+TABLE = TableConfig("replay", SIGNATURE, SelectorConfig(), capacity_items=40, budget_bytes=1 << 20)
+LEARNER = LearnerIdentity(1, bytes(16))
+
+
+def chunk(mark: int) -> Chunk:
+    return Chunk(
+        3,
+        2,
+        np.ones(2, np.uint16),
+        np.zeros(2, np.uint16),
+        np.ones(2, np.float32),
+        (np.full(3, mark, np.int32).tobytes(),),
+    )
+
+
+def sample_open(identity: LearnerIdentity = LEARNER, table: TableConfig = TABLE, slots: int = 0) -> pb.SampleRequest:
+    return pb.SampleRequest(
+        open=pb.SampleOpen(
+            handshake=HANDSHAKE.to_proto(),
+            learner=identity.to_proto(),
+            tables=[pb.MirroredTable(table=wire.table_config_to_proto(table), mirror_slots=slots)],
+            run_seed=1,
+        )
+    )
+
+
+def limit(stream: SampleStream, inserted: int) -> None:
+    limits = pb.InsertLimits(limits=[pb.InsertLimit(table="replay", inserted=inserted)])
+    assert stream.handle(pb.SampleRequest(limits=limits)) is None
+
+
+def make() -> tuple[ReplayEndpoint, InsertSession]:
+    return ReplayEndpoint(ReplayEngine(boot=1)), InsertSession(TABLE, 16, incarnation=b"i" * 16)
+
+
+def test_a_session_and_the_endpoint_move_chunks_without_a_socket() -> None:
+    endpoint, session = make()
+    stream, opened = endpoint.open_insert(session.open_request(HANDSHAKE))
+    session.on_response(opened)
+    for mark in range(3):
+        session.put(chunk(mark))
+    message = session.next_message(force=True)
+    assert message is not None
+    ack = stream.handle(pb.InsertRequest.FromString(message.SerializeToString()))
+    assert ack is not None
+    assert session.on_response(ack) == 3
+    sampler, response = endpoint.open_sample(sample_open())
+    assert response.opened.tables[0].totals.num_items == 6
+    request = pb.DrawRequest(table="replay", request_number=5, counts=wire.to_bytes([4], "uint32"))
+    reply = sampler.handle(pb.SampleRequest(draw=request))
+    assert reply is not None
+    result = wire.draw_from_proto(SIGNATURE, TABLE.num_pages, reply.draw)
+    update = pb.UpdatePrioritiesRequest(
+        learner=LEARNER.to_proto(),
+        table="replay",
+        keys=wire.to_bytes(result.keys, "uint64"),
+        priorities=wire.to_bytes(np.ones(4), "float32"),
+    )
+    assert endpoint.update_priorities(update).applied == 4
+    assert sampler.totals().totals.tables[0].drawn == 4
+
+
+def test_a_message_stops_at_the_limit_and_goes_on_where_it_stopped() -> None:
+    endpoint, session = make()
+    roomy: list[bool] = []
+    sampler, _ = endpoint.open_sample(sample_open())
+    limit(sampler, 3)
+    stream, opened = endpoint.open_insert(session.open_request(HANDSHAKE), on_room=lambda: roomy.append(True))
+    session.on_response(opened)
+    for mark in range(4):
+        session.put(chunk(mark))
+    message = session.next_message(force=True)
+    assert message is not None
+    ack = stream.handle(message)
+    # Chunks of two items: 0 and 2 are below the limit of 3, 4 is not.
+    assert ack is not None
+    assert ack.ack.last_seen == 2
+    assert stream.has_pending
+    assert stream.advance() is None
+    assert endpoint.waiting() == [
+        "table 'replay': inserts wait at the learner's limit of 3 items (4 in)",
+        "1 insert streams hold chunks back",
+    ]
+    limit(sampler, 5)
+    assert roomy == [True]
+    ack = stream.advance()
+    assert ack is not None
+    assert ack.ack.last_seen == 3
+    limit(sampler, NO_LIMIT)
+    ack = stream.advance()
+    assert ack is not None
+    assert ack.ack.last_seen == 4
+    assert not stream.has_pending
+
+
+def test_a_superseded_stream_stores_nothing_more() -> None:
+    endpoint, session = make()
+    closed: list[Refused] = []
+    old, opened = endpoint.open_insert(session.open_request(HANDSHAKE), on_close=closed.append)
+    session.on_response(opened)
+    session.put(chunk(0))
+    buffered = session.next_message(force=True)
+    assert buffered is not None
+    new, _ = endpoint.open_insert(session.open_request(HANDSHAKE))
+    assert [refusal.kind for refusal in closed] == [RefusalKind.SUPERSEDED]
+    with pytest.raises(Refused):
+        old.handle(buffered)
+    assert endpoint.engine.table("replay").inserted == 0
+    old.close()
+    assert endpoint.insert_streams == 1
+    new.close()
+    assert endpoint.insert_streams == 0
+
+
+def test_a_new_learner_does_not_inherit_the_former_ones_limit() -> None:
+    endpoint, _ = make()
+    old, _ = endpoint.open_sample(sample_open())
+    limit(old, 0)
+    endpoint.open_sample(sample_open(LearnerIdentity(2, b"2" * 16)))
+    assert endpoint.engine.table("replay").insert_limit is None
+    with pytest.raises(Refused) as refusal:
+        limit(old, 5)
+    assert refusal.value.kind is RefusalKind.FENCED
+
+
+def test_a_table_that_a_learner_vouched_for_does_not_change_under_another() -> None:
+    endpoint, session = make()
+    stream, opened = endpoint.open_insert(session.open_request(HANDSHAKE))
+    session.on_response(opened)
+    session.put(chunk(0))
+    message = session.next_message(force=True)
+    assert message is not None
+    stream.handle(message)
+    endpoint.open_sample(sample_open())
+    larger = dataclasses.replace(TABLE, capacity_items=80)
+    with pytest.raises(Refused, match="capacity_items is 80, must be 40") as refusal:
+        endpoint.open_sample(sample_open(LearnerIdentity(2, b"2" * 16), larger))
+    assert refusal.value.kind is RefusalKind.TABLE
+    # Refused means nothing changed: the former learner is still served.
+    assert endpoint.engine.learner_epoch == 1
+    assert endpoint.sample_streams == 1
+
+
+def test_a_mirror_that_is_too_small_is_refused_and_says_so() -> None:
+    endpoint, _ = make()
+    with pytest.raises(SignatureError, match="mirror_slots is 7"):
+        endpoint.open_sample(sample_open(slots=7))
+
+
+def test_a_stopping_shard_ends_its_streams_and_takes_no_new_ones() -> None:
+    endpoint, session = make()
+    closed: list[Refused] = []
+    endpoint.open_insert(session.open_request(HANDSHAKE), on_close=closed.append)
+    endpoint.open_sample(sample_open(), on_close=closed.append)
+    endpoint.stop()
+    assert [refusal.kind for refusal in closed] == [RefusalKind.STOPPING] * 2
+    with pytest.raises(Refused, match="stopping"):
+        endpoint.open_insert(session.open_request(HANDSHAKE))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda m: setattr(m.open, "incarnation", b"short"), "incarnation"),
+        (lambda m: m.open.handshake.ClearField("run_id"), "run_id"),
+        (lambda m: setattr(m.open.table.signature, "stack", 9), "stack"),
+        (lambda m: m.chunks.SetInParent(), "`open`"),
+    ],
+)
+def test_an_open_request_that_cannot_be_is_refused_and_named(change: object, field: str) -> None:
+    endpoint, session = make()
+    request = session.open_request(HANDSHAKE)
+    change(request)  # type: ignore[operator]
+    with pytest.raises((Refused, SignatureError)) as error:
+        endpoint.open_insert(request)
+    assert field in str(error.value)
+    assert endpoint.insert_streams == 0
+    assert endpoint.engine.tables == {}
