@@ -117,7 +117,7 @@ class SignatureError(ValueError):
     """Data or a peer's declaration does not agree with a table's signature; the message names the field."""
 
 
-class Fenced(RuntimeError):  # noqa: N818
+class Fenced(RuntimeError):
     """Another learner has taken over: this one must stop at once and write nothing more. Exit code 75."""
 
 

@@ -130,8 +130,6 @@ class InsertClient:
     def close(self) -> None:
         """Stop; what was not acknowledged is given up. Calls that wait raise :class:`Closed`."""
         with self._condition:
-            if self._closed:
-                return
             self._closed = True
             self._condition.notify_all()
         self._task.cancel()

@@ -23,54 +23,26 @@ from apexrl.transport.handshake import Handshake
 from apexrl.transport.io_thread import io_thread
 from apexrl.transport.priority_sender import PrioritySender
 from apexrl.transport.reconnect import OPEN_TIMEOUT_SECONDS, StreamKeeper, read_response
+from apexrl.transport.sample_events import (
+    NO_LIMIT,
+    LearnerIdentity,
+    OpenedTable,
+    StreamOpened,
+    StreamReply,
+    opened_tables,
+)
 from apexrl.types import Signature, SignatureError, TableConfig, TableTotals
+
+__all__ = ["LearnerIdentity", "OpenedTable", "SampleClient", "StreamOpened", "StreamReply"]
 
 logger = logging.getLogger(__name__)
 
-#: Wire value of "no limit".
-NO_LIMIT = (1 << 64) - 1
 #: Draw requests without an answer; bounds what may wait here to be applied.
 MAX_OUTSTANDING = 256
 
 SampleCall = grpc.aio.StreamStreamCall[pb.SampleRequest, pb.SampleResponse]
 #: Called on the I/O thread with the shard's boot and the newest totals of some of its tables; must be quick.
 TotalsCallback = Callable[[bytes, dict[str, TableTotals]], None]
-
-
-class LearnerIdentity(NamedTuple):
-    """Which learner this is: shards obey the highest epoch, and of equal ones only one instance (16 bytes)."""
-
-    epoch: int
-    instance: bytes
-
-    def to_proto(self) -> pb.LearnerIdentity:
-        return pb.LearnerIdentity(epoch=self.epoch, instance=self.instance)
-
-
-class OpenedTable(NamedTuple):
-    """What the shard says of a table when a stream opens."""
-
-    num_pages: int
-    mirror_slots: int
-    totals: TableTotals
-
-
-class StreamOpened(NamedTuple):
-    """A new stream: the mirror starts empty, and every draw not answered on the former one is void."""
-
-    connection: int
-    """1 for the first stream, one more with each."""
-    boot: bytes
-    new_boot: bool
-    """The shard has started anew since the former stream: its experience, counters and limits are gone."""
-    tables: dict[str, OpenedTable]
-
-
-class StreamReply(NamedTuple):
-    """The answer to a draw request; to be applied in order."""
-
-    connection: int
-    result: wire.DrawResult
 
 
 class _RawReply(NamedTuple):
@@ -268,8 +240,6 @@ class SampleClient:
     def close(self) -> None:
         """Stop. Calls that wait raise :class:`Closed`."""
         with self._condition:
-            if self._closed:
-                return
             self._closed = True
             self._condition.notify_all()
         self._updates.close()
@@ -353,10 +323,7 @@ class SampleClient:
                 self._outstanding.clear()
 
     def _opened(self, message: pb.SampleOpened) -> asyncio.Queue[pb.SampleRequest | str]:
-        tables = {
-            table.totals.table: OpenedTable(table.num_pages, table.mirror_slots, wire.totals_from_proto(table.totals))
-            for table in message.tables
-        }
+        tables = opened_tables(message)
         if missing := set(self._tables) - set(tables):
             raise ConnectionError(f"the shard opened no table {sorted(missing)}")
         requests: asyncio.Queue[pb.SampleRequest | str] = asyncio.Queue()
@@ -371,11 +338,12 @@ class SampleClient:
             self._requests = requests
             self._outstanding.clear()
             self._info = StreamOpened(self._connection, message.boot, new_boot, tables)
+            self._totals = {name: table.totals for name, table in tables.items()}
             self._events.clear()
             self._events.append(self._info)
             if self._limits:
                 requests.put_nowait(self._limits_request())
-        self._note_totals({name: table.totals for name, table in tables.items()})
+        self._note_totals(self._totals)
         return requests
 
     async def _write(self, call: SampleCall, requests: asyncio.Queue[pb.SampleRequest | str]) -> None:
@@ -405,8 +373,9 @@ class SampleClient:
                     f"a reply to request {message.request_number} of {message.table!r} came, {expected} was expected"
                 )
             self._events.append(_RawReply(self._connection, message))
-        # Totals first: whoever takes the reply finds them no older than it.
-        self._note_totals({message.table: wire.totals_from_proto(message.totals)})
+            # Whoever takes the reply finds totals no older than it.
+            self._totals[message.table] = wire.totals_from_proto(message.totals)
+        self._note_totals({message.table: self._totals[message.table]})
 
     def _note_totals(self, totals: dict[str, TableTotals]) -> None:
         with self._condition:

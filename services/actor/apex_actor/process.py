@@ -63,9 +63,7 @@ class _Peers:
             if newest is not None and self._heart.answered.is_set():
                 waiting.done()
                 return newest
-            waiting.on(
-                self.parameters.waiting() or self._coordinator.waiting() or "the coordinator's first answer"
-            )
+            waiting.on(self.parameters.waiting() or self._coordinator.waiting() or "the coordinator's first answer")
             stop.wait(0.1)
         return None
 

@@ -96,9 +96,9 @@ def load_player(directory: Path, which: Which) -> Player:
     algorithm = make_algorithm(config, env_spec(config.env))
     networks = algorithm.make_networks()
     load_module(networks, checkpoint.snapshot, "online")
-    frames = int(checkpoint.counters.get("frames_before", 0)) + int(
-        checkpoint.counters.get("shard_inserted", 0)
-    ) * int(checkpoint.counters.get("action_repeat", 1))
+    frames = int(checkpoint.counters.get("frames_before", 0)) + int(checkpoint.counters.get("shard_inserted", 0)) * int(
+        checkpoint.counters.get("action_repeat", 1)
+    )
     return Player(config, algorithm, networks, checkpoint.version, frames)
 
 
@@ -134,7 +134,9 @@ def evaluate_run(arguments: EvaluateArguments, shutdown: Shutdown) -> int:
     lengths = np.array([report.length_steps for report in reports])
     print(f"environment {player.config.env.id}, parameters {player.version} after {player.frames:,} frames")
     print(f"protocol    no-op starts up to {player.config.env.noop_max}, unclipped rewards, epsilon {epsilon:g}")
-    print(f"return      {returns.mean():.2f} ± {returns.std():.2f} (mean ± standard deviation of {len(returns)} episodes)")
+    print(
+        f"return      {returns.mean():.2f} ± {returns.std():.2f} (mean ± standard deviation of {len(returns)} episodes)"
+    )
     print(f"            min {returns.min():.1f}, median {np.median(returns):.1f}, max {returns.max():.1f}")
     print(f"length      {lengths.mean():.0f} agent steps")
     return 0

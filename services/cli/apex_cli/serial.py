@@ -170,9 +170,7 @@ class SerialSystem:
     def _set_insert_limit(self) -> None:
         (limit,) = self._limiter.insert_limits()
         limits = replay_pb2.InsertLimits(
-            limits=[
-                replay_pb2.InsertLimit(table=self._spec.config.name, inserted=NO_LIMIT if limit is None else limit)
-            ]
+            limits=[replay_pb2.InsertLimit(table=self._spec.config.name, inserted=NO_LIMIT if limit is None else limit)]
         )
         self._sample_stream.handle(over_the_wire(replay_pb2.SampleRequest(limits=limits)))
         if self._insert_stream.has_pending:

@@ -183,4 +183,3 @@ class LocalRun:
                 return
             view.show(self.last_status, f"the run is over; evaluating the final parameters (at most {left})")
             shutdown.wait(POLL_SECONDS)
-

@@ -24,7 +24,9 @@ class View(Protocol):
 
     def __enter__(self) -> View: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:
         """Show a status; None while the learner does not answer yet. ``note`` is the launcher's own remark."""
@@ -78,7 +80,9 @@ class LineView:
     def __enter__(self) -> LineView:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:
@@ -102,7 +106,9 @@ class PanelView:
         self._live.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._live.__exit__(kind, error, trace)
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:

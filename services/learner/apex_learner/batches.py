@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-
-from apexrl.experience.importance import importance_weights
 from apexrl.experience.batch import BatchBuffer, BatchRing
+from apexrl.experience.importance import importance_weights
 from apexrl.experience.mirror import HostMirror
 from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.transport.sample_client import OpenedTable

@@ -9,7 +9,6 @@ restarted alone.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import hashlib
 import sys
 from pathlib import Path
@@ -39,6 +38,7 @@ from apexrl.transport.parameter_server import ParametersServicer
 from apexrl.transport.server import RunningServer, abort_refused, start_server
 from apexrl.types import Parameters, ParameterVersion
 
+
 class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
     """Puts the coordinator on the wire."""
 
@@ -46,7 +46,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
         self._handshake = handshake
         self._coordinator = coordinator
 
-    async def Heartbeat(  # noqa: N802
+    async def Heartbeat(
         self,
         request: coordinator_pb2.HeartbeatRequest,
         context: grpc.aio.ServicerContext[Any, Any],
@@ -58,7 +58,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServicer):
             await abort_refused(context, refusal)
         return self._coordinator.heartbeat(request)
 
-    async def GetStatus(  # noqa: N802
+    async def GetStatus(
         self,
         request: coordinator_pb2.GetStatusRequest,
         context: grpc.aio.ServicerContext[Any, Any],

@@ -136,7 +136,8 @@ class Trainer:
     def parameters_payload(self) -> bytes:
         """The published parameters as safetensors bytes."""
         tensors = {
-            name: tensor.detach().to("cpu").contiguous() for name, tensor in self.published_module().state_dict().items()
+            name: tensor.detach().to("cpu").contiguous()
+            for name, tensor in self.published_module().state_dict().items()
         }
         return save_tensors(tensors)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from apexrl.replay.engine import AcceptedLearner, RefusedError, ReplayEngine
 from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.handshake import Handshake, verify
-from apexrl.transport.sample_client import LearnerIdentity
+from apexrl.transport.sample_events import LearnerIdentity
 from apexrl.types import SignatureError, TableConfig
 
 

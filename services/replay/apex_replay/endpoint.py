@@ -20,7 +20,7 @@ from apexrl.transport import wire
 from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.insert_session import INCARNATION_BYTES
-from apexrl.transport.sample_client import NO_LIMIT, LearnerIdentity
+from apexrl.transport.sample_events import NO_LIMIT, LearnerIdentity
 from apexrl.types import SignatureError, TableConfig
 
 MAX_TOP_ITEMS = 1000

@@ -17,7 +17,7 @@ from apexrl.transport import wire
 from apexrl.transport.channel import MIB, REPLAY_LIMITS
 from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.handshake import Handshake
-from apexrl.transport.sample_client import NO_LIMIT
+from apexrl.transport.sample_events import NO_LIMIT
 from apexrl.types import Chunk, SignatureError
 
 #: What the chunks of one reply may have together; the rest of the message is item data.

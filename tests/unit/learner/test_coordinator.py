@@ -27,7 +27,11 @@ def coordinator(evaluations: list[Evaluation]) -> Coordinator:
 
 def actor_request(number: int, **fields: object) -> pb.HeartbeatRequest:
     return pb.HeartbeatRequest(
-        role=pb.ROLE_ACTOR, incarnation=b"a" * 16, lanes=2, report_number=number, **fields  # type: ignore[arg-type]
+        role=pb.ROLE_ACTOR,
+        incarnation=b"a" * 16,
+        lanes=2,
+        report_number=number,
+        **fields,  # type: ignore[arg-type]
     )
 
 

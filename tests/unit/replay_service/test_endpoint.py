@@ -6,16 +6,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from apex_replay.endpoint import ReplayEndpoint
 from apex_replay.streams import SampleStream
-
 from apexrl.replay.engine import ReplayEngine
 from apexrl.transport import replay_pb2 as pb
 from apexrl.transport import wire
 from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.insert_session import InsertSession
-from apexrl.transport.sample_client import NO_LIMIT, LearnerIdentity
+from apexrl.transport.sample_events import NO_LIMIT, LearnerIdentity
 from apexrl.types import Chunk, ColumnSpec, Geometry, SelectorConfig, Signature, SignatureError, TableConfig
 
 RUN = "ab" * 16
