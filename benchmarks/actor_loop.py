@@ -154,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goals=fraction_goal(options.at_least),
         seeds=[config.seed],
         notes=(
-            "One process on one core, nothing is sent. fraction = median over windows of the actor loop's agent steps/s "
-            "divided by those of ale-py's vector environment with the same network and nothing else."
+            "One process on one core, nothing is sent. fraction = median over windows of the actor loop's agent "
+            "steps/s divided by those of ale-py's vector environment with the same network and nothing else."
         ),
         write=options.write,
     )

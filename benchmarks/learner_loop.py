@@ -29,7 +29,9 @@ from benchmarks.windows import interleave, ratios
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options_parser = parser(__doc__, seconds=6.0, windows=5)
-    options_parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = one per core (%(default)s)")
+    options_parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0 = all cores but one (%(default)s)"
+    )
     options_parser.add_argument(
         "--samples-per-insert", type=float, default=8.0, help="samples per new item; 0 = no new items (%(default)s)"
     )
@@ -72,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goals=fraction_goal(options.at_least),
         seeds=[config.seed],
         notes=(
-            "fraction = median over window pairs of the learner process's updates/s divided by those of Algorithm.update "
-            "on one resident batch, in turns on the same cores with the same thread count. Shard, learner and its "
-            "serving child share the cores with nothing but this inserter."
+            "fraction = median over window pairs of the learner process's updates/s divided by those of "
+            "Algorithm.update on one resident batch, in turns on the same cores with the same thread "
+            "count. Shard, learner and its serving child share the cores with nothing but this inserter."
         ),
         write=options.write,
     )

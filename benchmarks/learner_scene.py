@@ -1,4 +1,4 @@
-"""A learner process fed by a real shard, both on loopback, with recorded experience: the scene of ``learner_loop.py``."""
+"""The scene of ``learner_loop.py``: a learner process fed by a real shard, both on loopback, recorded experience."""
 
 from __future__ import annotations
 

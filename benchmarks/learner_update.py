@@ -71,14 +71,16 @@ def update_window(config: ExperimentConfig[Any]) -> Window:
 
 
 def num_threads(asked: int) -> int:
-    """Threads of an update: what was asked for, else one per core."""
-    return asked or len(os.sched_getaffinity(0))
+    """Threads of an update: what was asked for, else what the learner takes by itself."""
+    return asked or max(1, (os.cpu_count() or 1) - 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options_parser = parser(__doc__, seconds=5.0, windows=5)
-    options_parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = one per core (%(default)s)")
+    options_parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0 = all cores but one (%(default)s)"
+    )
     options, overrides = options_parser.parse_known_args(arguments)
     config = load(options.config, overrides)
     threads = num_threads(options.threads)

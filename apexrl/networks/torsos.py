@@ -12,9 +12,7 @@ from torch import nn
 class InputConv2d(nn.Conv2d):
     """The first convolution over images as they are stored: uint8 or floating, channels first.
 
-    The pixels' scale is folded into the weights, which saves a pass over the images. On a CPU, uint8 images whose
-    convolution has stride 4 are regrouped into 4 x 4 patches (moving 4 bytes at a time) and convolved with stride 1:
-    the same sums, but over 16 times the channels, which vector units like better than 4 channels.
+    The pixels' scale is folded into the weights, which saves a pass over the images.
     """
 
     def __init__(
@@ -24,45 +22,19 @@ class InputConv2d(nn.Conv2d):
         self.input_scale = input_scale
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W] in the type and layout that :meth:`forward` reads: [B, C, H, W] or patches."""
-        height, width = images.shape[2:]
-        stride, kernel = self.stride[0], self.kernel_size[0]
-        if (
-            images.device.type == "cpu"
-            and images.dtype == torch.uint8
-            and stride == 4
-            and kernel % 4 == height % 4 == width % 4 == 0
-        ):
-            return to_patches(images)
-        return images.to(torch.float32)
+        """Images [B, C, H, W] as float32, channels last in memory: all layers behind inherit that faster layout."""
+        return images.to(torch.float32, memory_format=torch.channels_last)
 
     def forward(self, prepared: torch.Tensor) -> torch.Tensor:
         """What :meth:`prepare` made -> features [B, C', H', W'] (no activation)."""
         weight = self.weight * self.input_scale if self.input_scale != 1.0 else self.weight
-        if prepared.shape[1] == self.in_channels:
-            return F.conv2d(prepared, weight, self.bias, self.stride)
-        taps = self.kernel_size[0] // 4
-        weight = weight.view(self.out_channels, self.in_channels, taps, 4, taps, 4).permute(0, 1, 3, 5, 2, 4)
-        weight = weight.reshape(self.out_channels, self.in_channels * 16, taps, taps)
-        return F.conv2d(prepared, weight.contiguous(memory_format=torch.channels_last), self.bias)
-
-
-def to_patches(images: torch.Tensor) -> torch.Tensor:
-    """Regroup uint8 images [B, C, H, W] into float32 4 x 4 patches [B, 16 C, H / 4, W / 4], channels last in memory.
-
-    Channel 16 c + 4 y + x of the result is the pixel (y, x) of each patch of channel c.
-    """
-    batch, channels, height, width = images.shape
-    quads = images.contiguous().view(torch.int32).view(batch, channels, height // 4, 4, width // 4)
-    patches = quads.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8)
-    return patches.view(batch, height // 4, width // 4, channels * 16).to(torch.float32).permute(0, 3, 1, 2)
+        return F.conv2d(prepared, weight, self.bias, self.stride)
 
 
 class ConvTorso(nn.Module):
     """Convolutions with ReLU, flattened: [B, C, H, W] -> [B, num_features].
 
-    Features are ordered by row, column, channel: what a CPU's convolutions leave in memory, so flattening copies
-    nothing.
+    Features are ordered by row, column, channel, as they lie in memory, so that flattening copies nothing.
 
     Args:
         input_shape: (C, H, W) of the stacked observation.

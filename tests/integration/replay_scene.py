@@ -111,10 +111,10 @@ def inserted(address: str) -> int:
     return int(table_info(address).totals.inserted)
 
 
-def fill(address: str, num_chunks: int, **options: Any) -> None:
-    """Put chunks with marks 0, 1, ... into the shard."""
+def fill(address: str, num_chunks: int, first_mark: int = 0, **options: Any) -> None:
+    """Put chunks with marks first_mark, first_mark + 1, ... into the shard."""
     with inserter(address, **options) as client:
-        assert client.put([make_chunk(mark) for mark in range(num_chunks)], timeout=WAIT) == num_chunks
+        assert client.put([make_chunk(first_mark + i) for i in range(num_chunks)], timeout=WAIT) == num_chunks
         assert client.flush(WAIT)
 
 

@@ -115,19 +115,18 @@ def test_a_chunk_goes_over_the_wire_once_per_stream() -> None:
 
 def test_a_page_that_was_written_anew_is_sent_again() -> None:
     with shard() as service:
-        # Two generations of every page: 176 pages hold 704 items, the capacity is 400.
+        # More chunks than pages, twice: the second time nothing of the first is left, in the same pages.
         fill(service.address, TABLE.num_pages + 10)
         with learner(service.address) as client:
             opened(client)
             first = draw(client, 0, [4000])
-            marks = dict(zip(first.new_slots.tolist(), map(mark_of, first.new_chunks), strict=True))
-            fill(service.address, TABLE.num_pages + 10)
+            mirror = dict(zip(first.new_slots.tolist(), map(mark_of, first.new_chunks), strict=True))
+            fill(service.address, TABLE.num_pages + 10, first_mark=1000)
             second = draw(client, 1, [4000])
-            assert len(second.new_chunks) > 0
-            marks.update(zip(second.new_slots.tolist(), map(mark_of, second.new_chunks), strict=True))
-            assert set(second.slots.tolist()) <= set(marks)
-            items = set(second.keys.tolist())
-            assert len(items) <= TABLE.capacity_items
+            mirror.update(zip(second.new_slots.tolist(), map(mark_of, second.new_chunks), strict=True))
+            assert set(first.slots.tolist()) & set(second.slots.tolist())
+            assert all(mirror[slot] >= 1000 for slot in second.slots.tolist())
+            assert not set(first.keys.tolist()) & set(second.keys.tolist())
 
 
 def test_new_priorities_change_draws_and_stale_keys_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""Shapes, the dueling combination and the layouts of the first convolution."""
+"""Shapes, the dueling combination and the scale of pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from apexrl.config import ConfigError
 from apexrl.networks.q_networks import NetworkConfig, QHead, combine_streams, make_q_network
-from apexrl.networks.torsos import InputConv2d, to_patches
+from apexrl.networks.torsos import InputConv2d
 from apexrl.types import EnvSpec
 
 ATARI = EnvSpec((84, 84), "uint8", 18, action_repeat=4)
@@ -75,36 +75,22 @@ def test_minatar_planes_are_not_scaled() -> None:
     assert first.input_scale == 1.0
 
 
-def test_patches_hold_the_pixels_of_each_four_by_four_square() -> None:
-    images = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8)
-    patches = to_patches(images)
-    assert patches.shape == (2, 48, 2, 3)
-    for batch, channel, row, column in [(0, 0, 0, 0), (1, 2, 7, 11), (1, 1, 5, 2), (0, 2, 3, 9)]:
-        value = patches[batch, 16 * channel + 4 * (row % 4) + column % 4, row // 4, column // 4]
-        assert value == images[batch, channel, row, column]
-
-
-def test_patch_convolution_equals_the_ordinary_one_forward_and_backward() -> None:
+def test_scale_in_the_weights_gives_the_gradients_of_scaled_pixels() -> None:
     torch.manual_seed(0)
     layer = InputConv2d(4, 16, 8, 4, 1 / 255)
     pixels = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
-    prepared = layer.prepare(pixels)
-    assert prepared.shape == (5, 64, 21, 21)
-    outputs = [layer(prepared), layer(pixels.float())]
-    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
-    cotangent = torch.randn_like(outputs[0])
-    gradients = [torch.autograd.grad((out * cotangent).sum(), [layer.weight, layer.bias]) for out in outputs]
-    for ours, reference in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-3)
+    output = layer(layer.prepare(pixels))
+    reference = F.conv2d(pixels.float() / 255, layer.weight, layer.bias, 4)
+    torch.testing.assert_close(output, reference, rtol=1e-4, atol=1e-5)
+    cotangent = torch.randn_like(output)
+    gradients = [torch.autograd.grad((q * cotangent).sum(), [layer.weight, layer.bias]) for q in (output, reference)]
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(84, 82), (80, 86)])
-def test_images_that_patches_do_not_fit_take_the_ordinary_way(shape: tuple[int, int]) -> None:
-    layer = InputConv2d(1, 2, 8, 4)
-    pixels = torch.randint(0, 256, (1, 1, *shape), dtype=torch.uint8)
-    prepared = layer.prepare(pixels)
-    assert prepared.shape == pixels.shape
-    torch.testing.assert_close(layer(prepared), F.conv2d(pixels.float(), layer.weight, layer.bias, 4))
+def test_parameters_are_contiguous_so_that_they_can_be_published() -> None:
+    network = make_q_network(NetworkConfig(), ATARI, 4)
+    assert all(value.is_contiguous() for value in network.state_dict().values())
 
 
 def test_initialisation_follows_the_generator() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import tyro
@@ -107,8 +108,7 @@ def main() -> int:
     for name, command in COMMANDS.items():
         if tuple(arguments[: len(name)]) == name:
             configure_logging("apex", log_format="console", level="ERROR")
-            rest = arguments[len(name) :]
-            return run_service(f"apex {' '.join(name)}", lambda shutdown: command(rest, shutdown))
+            return run_service(f"apex {' '.join(name)}", partial(command, arguments[len(name) :]))
     known = ", ".join(" ".join(name) for name in COMMANDS)
     print(f"apex: {' '.join(arguments[:2])!r} is not a command; the commands are: {known}", file=sys.stderr)
     return 2

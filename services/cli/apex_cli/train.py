@@ -24,8 +24,8 @@ from apexrl.transport.coordinator_client import CoordinatorClient
 
 POLL_SECONDS = 0.5
 CURVE_SECONDS = 30.0
-#: Seconds for actors and evaluators, for the learner (it saves), for the shard: ten in all.
-STOP_SECONDS = (4.0, 4.0, 2.0)
+#: Seconds for actors (they hand over what they hold) and the learner (it saves), then for the shard: ten in all.
+STOP_SECONDS = (7.5, 2.0)
 EVALUATION_GRACE_SECONDS = 120.0
 
 
@@ -163,10 +163,8 @@ class LocalRun:
     def stop(self) -> list[str]:
         """Stop everything within ten seconds, the learner saving; returns who had to be killed."""
         self._client.close()
-        actors, learner, replay = STOP_SECONDS
-        return stop_in_order(
-            [([*self.actors, *self.evaluators], actors), ([self.learner], learner), ([self.replay], replay)]
-        )
+        first, last = STOP_SECONDS
+        return stop_in_order([([*self.actors, *self.evaluators, self.learner], first), ([self.replay], last)])
 
     def _await_last_evaluation(self, view: View, shutdown: Shutdown) -> None:
         """Give the evaluator time for the final parameters, so that a finished run ends with their return."""

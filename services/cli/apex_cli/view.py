@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -103,13 +102,13 @@ class PanelView:
         self._started = time.monotonic()
 
     def __enter__(self) -> PanelView:
-        self._live.__enter__()
+        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.__exit__(kind, error, trace)
+        self._live.stop()
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:
         self._live.update(self._panel(status, note))

@@ -22,13 +22,15 @@ LEASE_TTL_SECONDS = 30.0
 #: Lanes with an epsilon below this count as greedy in reports.
 GREEDY_EPSILON = 0.01
 RECENT_EPISODES = 100
+#: Older than any version of a learner, whose epochs begin at 1.
+NOTHING_PUBLISHED = ParameterVersion(0, 0)
 
 
 @dataclass
 class Progress:
     """What the trainer last said of itself."""
 
-    version: ParameterVersion = ParameterVersion(0, 0)
+    version: ParameterVersion = NOTHING_PUBLISHED
     wall_seconds: float = 0.0
     learner_updates: int = 0
     global_frames: int = 0

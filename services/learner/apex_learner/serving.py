@@ -121,7 +121,7 @@ class ServingProcess:
 
     async def stop(self) -> None:
         if self._server is not None:
-            await self._server.stop(1.0)
+            await self._server.stop(0.2)
         if self._log is not None:
             self._log.close()
 

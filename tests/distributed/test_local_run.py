@@ -1,0 +1,147 @@
+"""A small run of real services on loopback: they learn, survive kill -9 of each kind, stop in order, and resume."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from apex_cli.processes import Service
+from apex_cli.train import LocalRun
+from apexrl.algorithms import CONFIGS
+from apexrl.config import load_experiment
+from apexrl.runtime.checkpoint import CheckpointStore
+from apexrl.runtime.run_directory import RunDirectory
+from apexrl.transport import coordinator_pb2 as pb
+from apexrl.transport.coordinator_client import CoordinatorClient
+
+CATCH = Path(__file__).parents[2] / "configs" / "catch_apex_dqn.yaml"
+#: The machine may be busy; nothing here waits this long on an idle one.
+WAIT_SECONDS = 120.0
+OVERRIDES = (
+    "--learner.max-frames", "0",
+    "--learner.checkpoint-period-seconds", "1",
+    "--actor.lanes", "4",
+    "--local.actors", "2",
+    "--local.evaluators", "0",
+    "--replay.min-items", "200",
+)  # fmt: skip
+
+
+class Scene:
+    """A local run and a client of its coordinator."""
+
+    def __init__(self, directory: Path, *overrides: str) -> None:
+        config = load_experiment(CATCH, [*OVERRIDES, *overrides], algorithm_configs=CONFIGS)
+        self.directory = RunDirectory.create_or_resume(directory, config)
+        self.run = LocalRun(config, self.directory)
+        address = self.run.learner.arguments[self.run.learner.arguments.index("--learner.listen") + 1]
+        self.client = CoordinatorClient(address)
+        self.run.start()
+
+    def until(self, condition: Callable[[pb.GetStatusResponse], bool], what: str) -> pb.GetStatusResponse:
+        """The first status that meets ``condition``; services that die are started again meanwhile."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            for service in self.run.services:
+                service.supervise()
+            try:
+                status = self.client.get_status(timeout=2.0)
+            except TimeoutError:
+                continue
+            if condition(status):
+                return status
+            time.sleep(0.1)
+        logs = "\n".join(f"--- {s.name}\n{s.log_tail(8)}" for s in self.run.services)
+        raise AssertionError(f"not within {WAIT_SECONDS:.0f} s: {what}\n{logs}")
+
+    def kill(self, service: Service) -> None:
+        """End a service as the kernel would."""
+        assert service.process is not None
+        service.process.send_signal(signal.SIGKILL)
+        service.process.wait()
+
+    def close(self) -> list[str]:
+        self.client.close()
+        return self.run.stop()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path / "run")
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(400)
+def test_training_goes_on_after_a_kill_of_each_service(scene: Scene) -> None:
+    status = scene.until(lambda s: s.learner_updates > 50 and s.actors == 2, "learning begins with two actors")
+
+    scene.kill(scene.run.actors[0])
+    frames, updates = status.global_frames, status.learner_updates
+    status = scene.until(
+        lambda s: s.global_frames > frames + 500 and s.learner_updates > updates + 50,
+        "training goes on without an actor",
+    )
+
+    before = status
+    scene.kill(scene.run.replay)
+    scene.until(lambda s: bool(s.waiting) or s.replay_items < before.replay_items, "the learner notices the lost shard")
+    status = scene.until(
+        lambda s: s.learner_updates > before.learner_updates + 50, "training goes on with an empty shard"
+    )
+    assert status.global_frames > before.global_frames, "frames count on over shards"
+    assert status.epoch == 1, "the learner was not restarted"
+
+    scene.until(
+        lambda s: len(CheckpointStore(scene.directory.checkpoints, read_only=True).entries()) > 0, "a checkpoint"
+    )
+    before = scene.until(lambda s: s.learner_updates > status.learner_updates + 50, "progress")
+    scene.kill(scene.run.learner)
+    status = scene.until(lambda s: s.epoch == 2 and s.learner_updates > 0, "the learner is back with a new epoch")
+    assert status.learner_updates >= 1
+    newest = CheckpointStore(scene.directory.checkpoints, read_only=True).entries()[-1].version
+    resumed_at = status.learner_updates
+    assert newest.step > 0
+    status = scene.until(lambda s: s.learner_updates > resumed_at + 50, "training goes on from the checkpoint")
+    assert status.run_id == before.run_id
+    scene.until(lambda s: s.version.epoch == 2 and s.actors >= 2 and s.parameter_lag_updates < 10_000, "actors follow")
+
+
+@pytest.mark.timeout(300)
+def test_a_stopped_run_resumes_where_it_was(tmp_path: Path) -> None:
+    first = Scene(tmp_path / "run")
+    first.until(lambda s: s.learner_updates > 100, "a first stretch of learning")
+    began = time.monotonic()
+    killed = first.close()
+    seconds = time.monotonic() - began
+    assert killed == []
+    assert seconds < 10.0
+    with CheckpointStore(first.directory.checkpoints) as store:
+        saved = store.load_newest()
+    assert saved is not None
+    assert saved.version.step > 100
+
+    second = Scene(tmp_path / "run")
+    try:
+        status = second.until(lambda s: s.learner_updates > saved.version.step, "learning goes on")
+    finally:
+        second.close()
+    assert status.epoch == 2
+    assert status.run_id == saved.run_id
+    assert status.global_frames > saved.counters["shard_inserted"]
+
+
+@pytest.mark.timeout(300)
+def test_a_run_ends_by_itself_at_its_last_update(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", "--learner.max-updates", "60")
+    try:
+        status = scene.until(lambda s: s.finished, "the end of the run")
+        assert status.learner_updates == 60
+        saved = CheckpointStore(scene.directory.checkpoints, read_only=True).entries()[-1]
+        assert saved.version.step == 60
+    finally:
+        scene.close()
