@@ -33,7 +33,7 @@ from apexrl.transport.sample_events import (
 )
 from apexrl.types import Signature, SignatureError, TableConfig, TableTotals
 
-__all__ = ["LearnerIdentity", "OpenedTable", "SampleClient", "StreamOpened", "StreamReply"]
+__all__ = ["NO_LIMIT", "LearnerIdentity", "OpenedTable", "SampleClient", "StreamOpened", "StreamReply"]
 
 logger = logging.getLogger(__name__)
 

@@ -274,6 +274,8 @@ class SerialSystem:
         self._session.on_response(over_the_wire(inserted))
         if checkpoint is not None and REPLAY_ATTACHMENT in checkpoint.attachments:
             self.engine.table(table.name).load_state(load_arrays(checkpoint.attachments[REPLAY_ATTACHMENT]))
+            # The table's counters go on, so to those who count by boots nothing was restarted.
+            self.engine.boot_id = bytes.fromhex(checkpoint.counters["shard_boot"])
         open_request = replay_pb2.SampleRequest(
             open=replay_pb2.SampleOpen(
                 handshake=self._handshake.to_proto(),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from apex_cli.processes import Service, ServiceFailedError, stop_in_order
-from apex_cli.view import View, duration, make_view
+from apex_cli.view import View, make_view
 from apexrl.algorithms import CONFIGS
 from apexrl.config import ExperimentConfig, load_experiment
 from apexrl.envs import env_spec
@@ -176,8 +176,7 @@ class LocalRun:
                 self.last_status = self._client.get_status(timeout=POLL_SECONDS)
             except TimeoutError:
                 return
-            left = duration(deadline - time.monotonic())
             if self.last_status.evaluated_version == self.last_status.version:
                 return
-            view.show(self.last_status, f"the run is over; evaluating the final parameters (at most {left})")
+            view.show(self.last_status, "the run is over; evaluating the final parameters")
             shutdown.wait(POLL_SECONDS)

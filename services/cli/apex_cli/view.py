@@ -23,9 +23,7 @@ class View(Protocol):
 
     def __enter__(self) -> View: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:
         """Show a status; None while the learner does not answer yet. ``note`` is the launcher's own remark."""
@@ -79,9 +77,7 @@ class LineView:
     def __enter__(self) -> LineView:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:
@@ -105,9 +101,7 @@ class PanelView:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def show(self, status: pb.GetStatusResponse | None, note: str = "") -> None:

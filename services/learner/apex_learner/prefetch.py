@@ -119,10 +119,10 @@ class Prefetcher:
             self._request()
 
     def _take_totals(self) -> None:
-        totals = self._client.totals(self._table)
-        if totals is not None and self._client.info is not None:
-            self._pipeline.observe(totals, self._boot)
-            self._on_totals(totals, self._boot)
+        report = self._client.report(self._table)
+        if report is not None and report[0] == self._boot:
+            self._pipeline.observe(report[1], self._boot)
+            self._on_totals(report[1], self._boot)
 
     def _send_limits(self) -> None:
         now = time.monotonic()
