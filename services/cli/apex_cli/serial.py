@@ -157,6 +157,9 @@ class SerialSystem:
         self.trace.add(drawn.keys, drawn.probabilities)
         for batch in self._pipeline.apply(drawn, self._boot):
             priorities = self.trainer.update(batch)
+            if priorities is None:
+                self._pipeline.ring.release(batch)
+                continue
             self.trace.add(priorities)
             update = replay_pb2.UpdatePrioritiesRequest(
                 learner=self._identity.to_proto(),

@@ -219,7 +219,8 @@ class LearnerProcess:
         priorities = self._trainer.update(batch)
         keys = batch.keys.copy()
         self._prefetcher.release(batch)
-        self._client.update_priorities(self._table.config.name, keys, priorities)
+        if priorities is not None:
+            self._client.update_priorities(self._table.config.name, keys, priorities)
 
     def _finish(self) -> None:
         self._finished = True

@@ -90,8 +90,8 @@ class Trainer:
     def version(self) -> ParameterVersion:
         return ParameterVersion(self.epoch, self.state.step)
 
-    def update(self, batch: BatchBuffer) -> npt.NDArray[np.float32]:
-        """One update; returns the new priorities [B] of the batch's items.
+    def update(self, batch: BatchBuffer) -> npt.NDArray[np.float32] | None:
+        """One update; returns the new priorities [B] of the batch's items, None if the update was skipped.
 
         Raises:
             NonfiniteLossError: the tenth skipped update in a row.
@@ -103,7 +103,7 @@ class Trainer:
         self.last_output = output
         priorities = output.priorities.to("cpu", torch.float32).numpy()
         self._watch_nonfinite(output)
-        return priorities
+        return priorities if self.trustworthy else None
 
     def _watch_nonfinite(self, output: UpdateOutput) -> None:
         if float(output.metrics["nonfinite"]) == 0.0:
