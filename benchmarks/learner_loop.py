@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from apex_learner.process import pick_device
+from apexrl.telemetry.logging import configure_logging
 from benchmarks.aggregation import spread
 from benchmarks.learner_scene import own_overrides, scene
 from benchmarks.learner_update import num_threads, update_window
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_parser.add_argument("--items", type=int, default=16_384, help="recorded items in the table (%(default)s)")
     options_parser.add_argument("--warm-updates", type=int, default=300, help="updates before the first window")
     options, overrides = options_parser.parse_known_args(arguments)
+    configure_logging("learner-loop", log_format="console", level="ERROR")
     threads = num_threads(options.threads)
     config = load(options.config, overrides, own_overrides(threads))
     torch.set_num_threads(threads)

@@ -50,7 +50,7 @@ def record_chunks(config: ExperimentConfig[Any], num_items: int) -> list[Chunk]:
 
 
 class LearnerScene:
-    """Shard and learner as processes; this process inserts and watches.
+    """Shard and learner as processes, started at once; this process inserts and watches.
 
     Between windows both processes are stopped by SIGSTOP, so that something else can be measured on the same cores.
 
@@ -72,6 +72,9 @@ class LearnerScene:
         self._learner = Service(
             "learner", "apex_learner", [*common, "--run-dir", str(run.path)], run.logs / "learner.log"
         )
+        # Processes before clients: gRPC's threads and a fork do not go well together.
+        self._replay.start()
+        self._learner.start()
         (table,) = make_algorithm(config, env_spec(config.env)).tables()
         handshake = Handshake(run.run_id, shared_json(config))
         self._insert = InsertClient(config.replay.addresses[0], handshake, table.config, 64)
@@ -81,14 +84,12 @@ class LearnerScene:
         self.wait_ratios: list[float] = []
         """Share of its time that the learner waited for batches, at the end of each window."""
 
-    def start(self, fill_items: int, warm_updates: int) -> None:
-        """Start both, fill the table, and let the learner run until its mirror is warm; then pause.
+    def warm_up(self, fill_items: int, warm_updates: int) -> None:
+        """Fill the table and let the learner run until its mirror is warm; then pause.
 
         Raises:
             TimeoutError: the learner has not got that far in time; the message ends with its log.
         """
-        self._replay.start()
-        self._learner.start()
         while self._inserted < fill_items:
             self._put_one()
         self._insert.flush(START_SECONDS)
@@ -192,7 +193,7 @@ def scene(
     run = RunDirectory.create_or_resume(directory, config)
     made = LearnerScene(config, run, record_chunks(config, recorded_items), samples_per_insert)
     try:
-        made.start(max(config.replay.min_items + config.learner.batch_size, recorded_items), warm_updates)
+        made.warm_up(max(config.replay.min_items + config.learner.batch_size, recorded_items), warm_updates)
         yield made
     finally:
         made.stop()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from apexrl.runtime.run_directory import RunDirectory
 from benchmarks.curves import draw_curves
@@ -28,7 +29,7 @@ from benchmarks.learning_run import (
 )
 from benchmarks.learning_summary import notes, summarize, table
 from benchmarks.machine import ROOT, source_digest
-from benchmarks.record import RESULTS, make_record, write_record
+from benchmarks.record import RESULTS, goals_met, make_record, write_record
 from benchmarks.subjects import SUBJECTS, Subject
 
 WORK = ROOT / "runs" / "learning"
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="count the other seeds that are done under this configuration as well, whatever the source code was",
     )
     parser.add_argument("--force", action="store_true", help="run seeds again that are done")
+    parser.add_argument("--no-write", action="store_true", help="only print; leave results and pictures as they are")
     parser.add_argument("--work-dir", type=Path, default=WORK, help="where runs are kept (%(default)s)")
     options = parser.parse_args(arguments)
     subject = SUBJECTS[options.subject]
@@ -59,7 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.append:
         outcomes += others(subject, set(seeds), options.work_dir)
-    return 0 if report(subject, sorted(outcomes, key=lambda one: one.seed), options.work_dir) else 1
+    outcomes.sort(key=lambda one: one.seed)
+    metrics = summarize(subject, outcomes, load_config(subject).learner.max_frames)
+    print(table(subject, metrics))
+    met = goals_met(metrics, subject.goals)
+    print("goals met" if met else "goals NOT met")
+    if not options.no_write:
+        write(subject, outcomes, metrics, options.work_dir)
+    return 0 if met else 1
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -100,25 +109,23 @@ def others(subject: Subject, seeds: set[int], work: Path) -> list[Outcome]:
     return found
 
 
-def report(
-    subject: Subject, outcomes: list[Outcome], work: Path, *, results: Path = RESULTS, images: Path = IMAGES
-) -> bool:
-    """Write the result and the picture, print the table; returns whether the goals are met."""
-    metrics = summarize(subject, outcomes, load_config(subject).learner.max_frames)
-    record = make_record(
-        subject.name,
-        metrics=metrics,
-        goals=subject.goals,
-        seeds=[outcome.seed for outcome in outcomes],
-        notes=notes(outcomes),
-    )
-    path = write_record(record, results)
-    runs = {one.seed: RunDirectory(seed_directory(work, subject, one.seed) / "run").metrics_csv for one in outcomes}
+def write(
+    subject: Subject,
+    outcomes: Sequence[Outcome],
+    metrics: Mapping[str, Any],
+    work: Path,
+    *,
+    results: Path = RESULTS,
+    images: Path = IMAGES,
+) -> None:
+    """Write the result and the picture of all curves."""
+    seeds = [outcome.seed for outcome in outcomes]
+    record = make_record(subject.name, metrics=metrics, goals=subject.goals, seeds=seeds, notes=notes(outcomes))
+    print(write_record(record, results))
+    runs = {seed: RunDirectory(seed_directory(work, subject, seed) / "run").metrics_csv for seed in seeds}
     png = images / f"{subject.name}.png"
-    drawn = draw_curves(runs, png, title=subject.title, threshold=subject.threshold)
-    print(table(subject, metrics))
-    print(f"goals {'met' if record['met'] else 'NOT met'}; {path}" + (f", {png}" if drawn else ""))
-    return bool(record["met"])
+    if draw_curves(runs, png, title=subject.title, threshold=subject.threshold):
+        print(png)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class _Suite(NamedTuple):
 
 
 _SUITES = {
-    "atari": _Suite("apexrl.envs.atari", "pip install 'apex-rl[atari]'"),
+    "atari": _Suite("apexrl.envs.atari", "pip install ale-py"),
     "gymnasium": _Suite("apexrl.envs.gymnasium_env", "pip install gymnasium"),
     "minatar": _Suite("apexrl.envs.minatar", "pip install 'apex-rl[minatar]'"),
     "apex": _Suite("apexrl.envs.problems", ""),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import learning
-from benchmarks.learning import obtain, others, parse_seeds, report
+from benchmarks.learning import obtain, others, parse_seeds, write
 from benchmarks.learning_run import Outcome, config_digest, load_config, load_outcome, seed_directory
 from benchmarks.learning_summary import notes, summarize, table
 from benchmarks.machine import ROOT, source_digest
@@ -131,14 +131,15 @@ def test_an_unreadable_outcome_is_none(tmp_path: Path) -> None:
     assert load_outcome(tmp_path) is None
 
 
-def test_a_report_is_a_valid_result(tmp_path: Path) -> None:
+def test_what_is_written_is_a_valid_result(tmp_path: Path) -> None:
     outcomes = [outcome(seed) for seed in range(1, 6)]
     for one in outcomes:
         run = seed_directory(tmp_path, CARTPOLE, one.seed) / "run"
         run.mkdir(parents=True)
         (run / "metrics.csv").write_text("wall_seconds,global_frames,evaluator_return\n1,10,3\n")
     results, images = tmp_path / "results", tmp_path / "images"
-    assert report(CARTPOLE, outcomes, tmp_path, results=results, images=images)
+    metrics = summarize(CARTPOLE, outcomes, 100_000)
+    write(CARTPOLE, outcomes, metrics, tmp_path, results=results, images=images)
     record = read_record("cartpole_apex_dqn", results)
     assert record["seeds"] == [1, 2, 3, 4, 5]
     assert record["met"]
