@@ -222,8 +222,7 @@ class LearnerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = cuda if there is one."""
     threads: int = 0
-    """CPU threads of the update; 0 = all cores but one. With as many threads as cores, every step of an update waits
-    for the thread whose core an actor is using: on two cores that was fifteen times slower."""
+    """CPU threads of the update; 0 = all cores."""
     compile: bool = False
     """Run the update through torch.compile."""
     batch_size: int = 512

@@ -98,7 +98,8 @@ class LearnerProcess:
         discard_other_run: bool,
     ) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-        torch.set_num_threads(config.learner.threads or max(1, (os.cpu_count() or 1) - 1))
+        if config.learner.threads:
+            torch.set_num_threads(config.learner.threads)
         self._config = config
         self._run = run
         self._metrics = metrics
