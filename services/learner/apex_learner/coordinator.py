@@ -184,15 +184,15 @@ class Coordinator:
 
     def _take_episodes(self, request: pb.HeartbeatRequest) -> None:
         if request.role == pb.ROLE_EVALUATOR:
-            if request.episodes:
-                first = request.episodes[0]
-                evaluation = Evaluation(
-                    ParameterVersion(first.version.epoch, first.version.step),
-                    tuple(episode.episode_return for episode in request.episodes),
-                    first.epsilon,
-                )
-                self._evaluation = evaluation
-                self._on_evaluation(evaluation)
+            # Two short evaluations may come in one heartbeat: one is of one version.
+            by_version: dict[ParameterVersion, list[pb.Episode]] = {}
+            for episode in request.episodes:
+                version = ParameterVersion(episode.version.epoch, episode.version.step)
+                by_version.setdefault(version, []).append(episode)
+            for version, episodes in by_version.items():
+                returns = tuple(episode.episode_return for episode in episodes)
+                self._evaluation = Evaluation(version, returns, episodes[0].epsilon)
+                self._on_evaluation(self._evaluation)
             return
         self._episodes += len(request.episodes)
         for episode in request.episodes:
