@@ -64,6 +64,20 @@ def test_evaluations_are_passed_on_with_version_and_epsilon(
     assert (status.actors, status.evaluators) == (0, 1)
 
 
+def test_two_evaluations_in_one_heartbeat_stay_apart(coordinator: Coordinator, evaluations: list[Evaluation]) -> None:
+    episodes = [episode(10.0, 0.001, 70), episode(20.0, 0.001, 70), episode(30.0, 0.001, 90)]
+    coordinator.heartbeat(
+        pb.HeartbeatRequest(role=pb.ROLE_EVALUATOR, incarnation=b"e" * 16, report_number=1, episodes=episodes)
+    )
+    assert evaluations == [
+        Evaluation(ParameterVersion(1, 70), (10.0, 20.0), 0.001),
+        Evaluation(ParameterVersion(1, 90), (30.0,), 0.001),
+    ]
+    status = coordinator.status()
+    assert status.evaluated_version.step == 90
+    assert status.evaluator_return == 30.0
+
+
 def test_status_shows_the_trainers_progress_and_the_lag_of_actors(coordinator: Coordinator) -> None:
     coordinator.progress = Progress(
         version=ParameterVersion(3, 120), learner_updates=120, global_frames=4000, seconds_left=None, waiting=["shard"]
