@@ -6,11 +6,11 @@ CONFIG ?= configs/pong_small.yaml
 ARGS ?=
 
 BIN := $(VENV)/bin
-SOURCES := apexrl services tests tools
+SOURCES := apexrl services benchmarks tests tools
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test learning lint format protos locks clean
+.PHONY: help train test learning bench lint format protos locks clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ test: lint ## Lint, check types, run the fast tests
 
 learning: $(VENV)/dev.stamp ## Run the learning gates: small problems must be solved (minutes)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/dev.stamp ## Measure learner and actor with CONFIG against plain loops, write benchmarks/results (minutes, idle machine)
+	$(BIN)/python benchmarks/learner_update.py $(CONFIG) --write $(ARGS)
+	$(BIN)/python benchmarks/learner_loop.py $(CONFIG) --write $(ARGS)
+	$(BIN)/python benchmarks/actor_loop.py $(CONFIG) --write $(ARGS)
 
 lint: $(VENV)/dev.stamp ## Check style, types, import rules and generated code
 	$(BIN)/ruff check $(SOURCES)
@@ -43,7 +48,7 @@ locks: $(VENV)/dev.stamp ## Resolve requirements/*.lock anew, with the versions 
 
 clean: ## Remove the environment, caches and build output (never runs/)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find apexrl services tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find apexrl services benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 # Both environments live in one directory: what training needs is a part of what development needs, at equal versions.
 # A stamp is older than its lock only if the lock changed, so nothing is installed twice.

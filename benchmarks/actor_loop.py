@@ -27,7 +27,7 @@ from apexrl.algorithms import make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig
 from apexrl.envs import env_spec, make_vec
 from benchmarks.aggregation import spread
-from benchmarks.options import conclude, fraction_goal, load, parser
+from benchmarks.options import conclude, fraction_goal, load, parser, run
 from benchmarks.windows import interleave, ratios, repeat
 
 #: Frames at which exploration has long been annealed.
@@ -162,4 +162,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

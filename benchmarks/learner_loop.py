@@ -1,29 +1,33 @@
 """What the distribution costs the learner: its updates per second, fed by a real shard, against a plain torch loop.
 
-    python benchmarks/learner_loop.py configs/pong_small.yaml --threads 2
+    python benchmarks/learner_loop.py configs/pong_small.yaml --learner.threads 2
 
 A is ``Algorithm.update`` on one batch that lies ready (``learner_update.py``). B is the learner process, with its
 serving child, prefetching, decoding, priorities, publishing and checkpoints, drawing from a shard process over gRPC;
 new chunks keep coming in at ``--samples-per-insert``, and no limiter holds it back. A and B take turns on the same
-cores with the same number of threads; what is not measured is stopped. Unknown arguments are overrides.
+cores with the same number of threads; what is not measured is stopped. The machine must be quiet otherwise: with other
+work on the same cores, what counts is whom the scheduler prefers. Unknown arguments are overrides.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+# As the learner does, and before torch loads OpenMP; the learner inherits it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
-import torch
 
 from apex_learner.process import pick_device
 from apexrl.telemetry.logging import configure_logging
 from benchmarks.aggregation import spread
 from benchmarks.learner_scene import own_overrides, scene
-from benchmarks.learner_update import num_threads, update_window
-from benchmarks.options import conclude, fraction_goal, load, parser
+from benchmarks.learner_update import update_window, use_threads
+from benchmarks.options import conclude, fraction_goal, load, parser, run
 from benchmarks.windows import interleave, ratios
 
 
@@ -31,18 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options_parser = parser(__doc__, seconds=6.0, windows=5)
     options_parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0 = all cores but one (%(default)s)"
-    )
-    options_parser.add_argument(
         "--samples-per-insert", type=float, default=8.0, help="samples per new item; 0 = no new items (%(default)s)"
     )
     options_parser.add_argument("--items", type=int, default=16_384, help="recorded items in the table (%(default)s)")
     options_parser.add_argument("--warm-updates", type=int, default=300, help="updates before the first window")
     options, overrides = options_parser.parse_known_args(arguments)
     configure_logging("learner-loop", log_format="console", level="ERROR")
-    threads = num_threads(options.threads)
-    config = load(options.config, overrides, own_overrides(threads))
-    torch.set_num_threads(threads)
+    config = load(options.config, overrides, own_overrides())
+    threads = use_threads(config)
     with (
         tempfile.TemporaryDirectory(prefix="apex-learner-loop-") as directory,
         scene(
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "samples_per_insert": options.samples_per_insert,
         "batch_size": config.learner.batch_size,
         "threads": threads,
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "device": pick_device(config.learner.device).type,
         "recorded_items": options.items,
         "window_seconds": options.seconds,
@@ -85,4 +86,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

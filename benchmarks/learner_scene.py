@@ -167,7 +167,7 @@ class LearnerScene:
                     os.killpg(service.process.pid, number)
 
 
-def own_overrides(threads: int) -> list[str]:
+def own_overrides() -> list[str]:
     """Overrides of a configuration for :func:`scene`: free ports, no limiter, no end."""
     replay, learner = (f"127.0.0.1:{port}" for port in free_ports(2))
     settings = {
@@ -177,7 +177,6 @@ def own_overrides(threads: int) -> list[str]:
         "learner.listen": learner,
         "replay.samples-per-insert": "0",
         "replay.slack-items": "0",
-        "learner.threads": str(threads),
         "learner.max-frames": "0",
         "learner.max-updates": "0",
         "learner.max-seconds": "0",

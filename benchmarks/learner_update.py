@@ -1,6 +1,6 @@
 """Updates per second of the algorithm alone: ``Algorithm.update`` again and again on one batch that lies ready.
 
-    python benchmarks/learner_update.py configs/pong_small.yaml --threads 2
+    python benchmarks/learner_update.py configs/pong_small.yaml --learner.threads 2
 
 This is the plain torch loop that the learner process is measured against (``learner_loop.py``): no replay, no network
 of machines, no copy of a batch. Unknown arguments are overrides of the configuration.
@@ -13,6 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+# As the learner does, and before torch loads OpenMP; set the variable to ACTIVE to see what spinning threads bring.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import torch
 
@@ -23,7 +26,7 @@ from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
 from apexrl.types import EnvSpec, RowKind, TableConfig
 from benchmarks.aggregation import spread
-from benchmarks.options import conclude, load, parser
+from benchmarks.options import conclude, load, parser, run
 from benchmarks.windows import Window, interleave, repeat
 
 
@@ -70,27 +73,25 @@ def update_window(config: ExperimentConfig[Any]) -> Window:
     return repeat(update, finish=torch.cuda.synchronize if device.type == "cuda" else lambda: None)
 
 
-def num_threads(asked: int) -> int:
-    """Threads of an update: what was asked for, else what the learner takes by itself."""
-    return asked or max(1, (os.cpu_count() or 1) - 1)
+def use_threads(config: ExperimentConfig[Any]) -> int:
+    """Take as many CPU threads as the learner would; returns how many."""
+    if config.learner.threads:
+        torch.set_num_threads(config.learner.threads)
+    return torch.get_num_threads()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
-    options_parser = parser(__doc__, seconds=5.0, windows=5)
-    options_parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0 = all cores but one (%(default)s)"
-    )
-    options, overrides = options_parser.parse_known_args(arguments)
+    options, overrides = parser(__doc__, seconds=5.0, windows=5).parse_known_args(arguments)
     config = load(options.config, overrides)
-    threads = num_threads(options.threads)
-    torch.set_num_threads(threads)
+    threads = use_threads(config)
     rates = interleave({"update": update_window(config)}, seconds=options.seconds, windows=options.windows)["update"]
     metrics = {
         "updates_per_second": spread(rates),
         "samples_per_second": spread([rate * config.learner.batch_size for rate in rates]),
         "batch_size": config.learner.batch_size,
         "threads": threads,
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "device": pick_device(config.learner.device).type,
         "windows": [round(rate, 3) for rate in rates],
         "window_seconds": options.seconds,
@@ -106,4 +107,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from apexrl.algorithms import CONFIGS
-from apexrl.config import ExperimentConfig, load_experiment
-from benchmarks.machine import ROOT
+from apexrl.config import ConfigError, ExperimentConfig, load_experiment
 from benchmarks.record import Goals, make_record, write_record
 
 
@@ -20,9 +20,7 @@ def parser(description: str | None, *, seconds: float, windows: int) -> argparse
     made.add_argument(
         "config",
         type=Path,
-        nargs="?",
-        default=ROOT / "configs" / "pong_small.yaml",
-        help="YAML file of the experiment (%(default)s); its fields can be set behind, e.g. --learner.batch-size 512",
+        help="YAML file of the experiment; its fields can be set behind it, e.g. --learner.batch-size 512",
     )
     made.add_argument("--seconds", type=float, default=seconds, help="length of a window (%(default)s)")
     made.add_argument("--windows", type=int, default=windows, help="windows per program (%(default)s)")
@@ -49,3 +47,12 @@ def conclude(
     if write:
         print(write_record(record))
     return 1 if record["met"] is False else 0
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a benchmark; a configuration that cannot work is one line on stderr and exit code 2."""
+    try:
+        return main()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2

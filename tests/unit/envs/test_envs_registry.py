@@ -75,7 +75,7 @@ def test_errors_name_the_field_and_the_nearest_valid_ids(env_id: str, message: s
 @pytest.mark.parametrize(
     ("env_id", "module", "package", "install"),
     [
-        ("atari/pong", "apexrl.envs.atari", "ale_py", "pip install 'apex-rl[atari]'"),
+        ("atari/pong", "apexrl.envs.atari", "ale_py", "pip install ale-py"),
         ("minatar/breakout", "apexrl.envs.minatar", "minatar", "pip install 'apex-rl[minatar]'"),
         ("gymnasium/CartPole-v1", "apexrl.envs.gymnasium_env", "gymnasium", "pip install gymnasium"),
     ],
