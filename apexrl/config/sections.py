@@ -273,12 +273,15 @@ class EvaluatorConfig:
     """Least time between the starts of two evaluations."""
     epsilon: float = 0.001
     """Ape-X's evaluation epsilon is not documented; Double DQN (tuned) and Dopamine use 0.001. Always reported."""
+    metrics_port: int = 0
+    """Port of /metrics; 0 = off."""
 
     def __post_init__(self) -> None:
         require(self.episodes >= 1, "evaluator.episodes", self.episodes, "at least 1")
         require(1 <= self.lanes <= 256, "evaluator.lanes", self.lanes, "in [1, 256]")
         require(self.period_seconds >= 0, "evaluator.period_seconds", self.period_seconds, "0 or above")
         require(0.0 <= self.epsilon <= 1.0, "evaluator.epsilon", self.epsilon, "in [0, 1]")
+        _require_port("evaluator.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)

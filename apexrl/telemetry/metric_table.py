@@ -52,10 +52,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("apex_actor_params_version", _G, "Learner step of the parameters in use."),
     Metric("apex_actor_params_fetch_seconds", _H, "Time of a fetch that brought new parameters.", (), _FETCH_SECONDS),
     Metric("apex_actor_params_fetch_bytes_total", _C, "Bytes of parameters fetched."),
-    Metric("apex_actor_transitions_sent_total", _C, "Items in acknowledged chunks."),
-    Metric("apex_actor_transitions_dropped_total", _C, "Items given up, by reason: drain or refused.", ("reason",)),
+    Metric("apex_actor_transitions_sent_total", _C, "Items handed to the sender."),
+    Metric("apex_actor_transitions_dropped_total", _C, "Items given up, by reason: stopped.", ("reason",)),
     Metric("apex_actor_insert_queue_transitions", _G, "Items in chunks not yet acknowledged."),
-    Metric("apex_actor_phase_seconds_total", _C, "Time by phase: env, infer, insert_wait, params, other.", ("phase",)),
+    Metric("apex_actor_phase_seconds_total", _C, "Time by phase: env, infer, build (chunks), insert_wait.", ("phase",)),
     # --- replay ---
     Metric("apex_replay_size_transitions", _G, "Items in the table.", ("table",)),
     Metric("apex_replay_capacity_transitions", _G, "Soft capacity of the table in items.", ("table",)),
@@ -89,7 +89,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "apex_learner_phase_seconds_total",
         _C,
-        "Time of the trainer by phase: batch_wait, update, priority_send, publish, checkpoint, other.",
+        "Time of the trainer by phase: batch_wait, update, publish, checkpoint (copying the state).",
         ("phase",),
     ),
     Metric("apex_learner_prefetch_batches", _G, "Batches ready for the trainer."),

@@ -36,7 +36,8 @@ def main() -> int:
         config = load_experiment(options.config, overrides, algorithm_configs=CONFIGS, prog="apex_actor")
         log = get_logger(__name__)
         metrics = ActorMetrics() if options.role == "actor" else EvaluatorMetrics()
-        server = start_metrics_server(metrics, config.actor.metrics_port)
+        section = config.actor if options.role == "actor" else config.evaluator
+        server = start_metrics_server(metrics, section.metrics_port)
         try:
             if isinstance(metrics, ActorMetrics):
                 run_actor(config, shutdown, metrics, on_ready=lambda: log.info("acting", lanes=config.actor.lanes))

@@ -173,6 +173,7 @@ class _Acting:
 
     def _load(self, parameters: Parameters) -> None:
         self._loop.load_parameters(load_tensors(parameters.payload), parameters.version)
+        self._metrics.params_fetch_seconds.observe(self._peers.parameters.last_fetch_seconds)
         self._run_id = parameters.run_id
         self._loaded = time.monotonic()
 
@@ -187,10 +188,12 @@ class _Acting:
         metrics.epsilon.set(float(np.mean(loop.epsilons)))
         metrics.lease_info.labels("lease").set(1.0 if membership.indices else 0.0)
         metrics.lease_info.labels("hash").set(0.0 if membership.indices else 1.0)
+        metrics.slot.set(min(membership.indices, default=0))
         metrics.params_epoch.set(loop.version.epoch)
         metrics.params_version.set(loop.version.step)
         metrics.params_age_seconds.set(now - self._loaded)
         metrics.insert_queue_transitions.set(self._insert.unacked * self._config.replay.chunk_starts)
+        metrics.follow(metrics.params_fetch_bytes, self._peers.parameters.fetched_bytes)
         phases = loop.phase_seconds
         for name, seconds in (
             ("env", phases.env),
@@ -243,6 +246,8 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
             if (newest.run_id, newest.version) != evaluated:
                 networks.load_state_dict(load_tensors(newest.payload))
                 peers.membership.version = newest.version
+                metrics.params_epoch.set(newest.version.epoch)
+                metrics.params_version.set(newest.version.step)
                 round_number += 1
                 reports = evaluate(
                     config=config,

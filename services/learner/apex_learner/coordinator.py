@@ -171,6 +171,11 @@ class Coordinator:
             "episodes": self._episodes,
         }
 
+    @property
+    def num_leases(self) -> int:
+        """Exploration indices on loan."""
+        return self._leases.num_indices
+
     def returns(self) -> dict[str, float]:
         """Mean returns that are known: greedy_return, exploring_return, evaluator_return."""
         known: dict[str, float] = {}

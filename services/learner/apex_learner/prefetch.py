@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
-from apex_learner.batches import DrawPipeline, PrefetchDepth
+from apex_learner.batches import DrawPipeline
 from apexrl.experience.batch import BatchBuffer
 from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.telemetry.logging import get_logger
@@ -31,8 +32,8 @@ class Prefetcher:
         table: name of the table.
         pipeline: owned by this thread from now on, but for its ring.
         limiter: owned by this thread from now on.
-        depth: how many batches to keep ready.
         on_totals: called with every report, on this thread.
+        on_latency: called with the seconds from a request to its reply, on this thread.
     """
 
     def __init__(
@@ -41,15 +42,16 @@ class Prefetcher:
         table: str,
         pipeline: DrawPipeline,
         limiter: SamplesPerInsertLimiter,
-        depth: PrefetchDepth,
         on_totals: Callable[[TableTotals, bytes], None],
+        on_latency: Callable[[float], None],
     ) -> None:
         self._client = client
         self._table = table
         self._pipeline = pipeline
         self._limiter = limiter
-        self._depth = depth
         self._on_totals = on_totals
+        self._on_latency = on_latency
+        self._requested: deque[float] = deque()
         self._ready: queue.Queue[BatchBuffer] = queue.Queue()
         self._stopping = threading.Event()
         self._connection = 0
@@ -102,9 +104,11 @@ class Prefetcher:
         if isinstance(event, StreamOpened):
             self._connection = event.connection
             self._boot = event.boot
+            self._requested.clear()
             self._pipeline.open(event.tables[self._table], event.boot)
             self._limits_sent = 0.0
         elif event is not None:
+            self._on_latency(time.monotonic() - self._requested.popleft())
             try:
                 batches = self._pipeline.apply(event.result, self._boot)
             except SignatureError as error:
@@ -135,4 +139,5 @@ class Prefetcher:
             if not self._client.request_draw(self._table, plan.request_number, plan.counts, self._connection):
                 self._pipeline.withdraw(plan)
                 return
+            self._requested.append(time.monotonic())
             self._limits_sent = 0.0

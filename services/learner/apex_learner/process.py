@@ -139,7 +139,12 @@ class LearnerProcess:
             requests_made=self._trainer.counters.draw_requests,
         )
         self._prefetcher = Prefetcher(
-            self._client, self._table.config.name, self._pipeline, self._limiter, self._depth, self._take_totals
+            self._client,
+            self._table.config.name,
+            self._pipeline,
+            self._limiter,
+            on_totals=self._take_totals,
+            on_latency=metrics.sample_latency_seconds.labels("0").observe,
         )
         self._rates = Rates()
         self._waiting = Waiting(log)
@@ -244,16 +249,19 @@ class LearnerProcess:
             self._publisher.log_scalars(self._scalars())
 
     def _publish(self) -> None:
+        started = time.perf_counter()
         if self._trainer.trustworthy:
             self._publisher.publish(self._trainer.version, self._trainer.parameters_payload())
             self._metrics.params_publish.inc()
             self._metrics.params_version.set(self._trainer.state.step)
+        self._metrics.phase_seconds.labels("publish").inc(time.perf_counter() - started)
         self._published = time.monotonic()
 
     def _save(self) -> None:
         self._saved = time.monotonic()
         if not self._trainer.trustworthy:
             return
+        started = time.perf_counter()
         self._trainer.advance_clock()
         self._trainer.counters.draw_requests = self._pipeline.requests_made
         self._writer.submit(
@@ -264,6 +272,7 @@ class LearnerProcess:
                 counters=self._trainer.counters.to_dict(),
             )
         )
+        self._metrics.phase_seconds.labels("checkpoint").inc(time.perf_counter() - started)
 
     def _report(self) -> None:
         for evaluation in self._publisher.evaluations():
@@ -325,6 +334,11 @@ class LearnerProcess:
         metrics.global_frames.set(trainer.counters.global_frames)
         metrics.samples_per_insert.set(self._limiter.achieved_ratio)
         metrics.replay_shards_live.set(0 if self._client.info is None else 1)
+        fleet = self._publisher.fleet
+        metrics.follow(metrics.params_served_bytes, fleet.get("served_bytes", 0.0))
+        metrics.follow(metrics.params_not_modified, fleet.get("not_modified", 0.0))
+        metrics.actor_leases.labels("held").set(fleet.get("leases", 0.0))
+        metrics.parameter_lag_updates.set(fleet.get("parameter_lag_updates", 0.0))
         for name, gauge in (
             ("loss", metrics.loss),
             ("td_error_abs_mean", metrics.td_error_abs_mean),

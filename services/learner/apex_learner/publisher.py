@@ -61,6 +61,8 @@ class Publisher:
         }
         self._evaluations: deque[Evaluation] = deque()
         self._newest: tuple[ParameterVersion, bytes] | None = None
+        self.fleet: dict[str, float] = {}
+        """What the child last said of itself: leases, parameter_lag_updates, served_bytes, not_modified ..."""
         self.address = ""
         self._start()
 
@@ -139,6 +141,9 @@ class Publisher:
         self._start()
 
     def _take(self, message: Message) -> None:
-        if message["type"] != "evaluation":
-            raise ValueError(f"link message type is {message['type']!r}, must be evaluation")
-        self._evaluations.append(evaluation_from_message(message))
+        if message["type"] == "evaluation":
+            self._evaluations.append(evaluation_from_message(message))
+        elif message["type"] == "fleet":
+            self.fleet = {name: value for name, value in message.items() if name != "type"}
+        else:
+            raise ValueError(f"link message type is {message['type']!r}, must be evaluation or fleet")

@@ -114,6 +114,7 @@ class ServingProcess:
             await self._server.set_serving(True)
         elif kind == "progress":
             self._coordinator.progress = progress_from_message(message)
+            self._link.send({"type": "fleet", **self._fleet()})
         elif kind == "scalars":
             self._write_scalars(message["values"])
         else:
@@ -130,6 +131,15 @@ class ServingProcess:
             returns = self._coordinator.returns()
             returns.pop("evaluator_return", None)  # has rows of its own, one per evaluation
             self._log.scalars(self._position(), {**values, **self._coordinator.fleet(), **returns})
+
+    def _fleet(self) -> dict[str, float]:
+        """What the trainer exports of this process."""
+        return {
+            **self._coordinator.fleet(),
+            "leases": self._coordinator.num_leases,
+            "served_bytes": self._parameters.served_bytes,
+            "not_modified": self._parameters.not_modified,
+        }
 
     def _position(self) -> Position:
         progress = self._coordinator.progress
