@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from apex_cli.serial import SerialSystem
@@ -24,14 +23,6 @@ SMALL = (
     "--replay.capacity-items", "600",
     "--algorithm.network.hidden-units", "16",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _torch_settings_stay() -> Any:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def load(*overrides: str) -> ExperimentConfig[Any]:
