@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Before torch loads OpenMP: threads that spin for each other burn the cores that actors need, and an update of many
 # small steps then waits for threads that are not running. On two busy cores that was up to fifteen times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from apex_learner.process import LearnerProcess
 from apex_learner.trainer import NonfiniteLossError
