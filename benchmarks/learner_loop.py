@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # As the learner does, and before torch loads OpenMP; the learner inherits it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "samples_per_insert": options.samples_per_insert,
         "batch_size": config.learner.batch_size,
         "threads": threads,
-        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+        "gomp_spincount": os.environ["GOMP_SPINCOUNT"],
         "device": pick_device(config.learner.device).type,
         "recorded_items": options.items,
         "window_seconds": options.seconds,

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# As the learner does, and before torch loads OpenMP; set the variable to ACTIVE to see what spinning threads bring.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As the learner does, and before torch loads OpenMP; set the variable to see what longer or shorter spinning brings.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "samples_per_second": spread([rate * config.learner.batch_size for rate in rates]),
         "batch_size": config.learner.batch_size,
         "threads": threads,
-        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+        "gomp_spincount": os.environ["GOMP_SPINCOUNT"],
         "device": pick_device(config.learner.device).type,
         "windows": [round(rate, 3) for rate in rates],
         "window_seconds": options.seconds,

@@ -23,7 +23,7 @@ from apexrl.transport import coordinator_pb2 as pb
 from apexrl.transport.coordinator_client import CoordinatorClient
 
 POLL_SECONDS = 0.5
-CURVE_SECONDS = 30.0
+CURVE_SECONDS = 120.0
 #: Seconds for actors (they hand over what they hold) and the learner (it saves), then for the shard: ten in all.
 STOP_SECONDS = (7.5, 2.0)
 EVALUATION_GRACE_SECONDS = 120.0

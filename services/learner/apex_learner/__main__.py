@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-# Before torch loads OpenMP: threads that spin for each other burn the cores that actors need, and an update of many
-# small steps then waits for threads that are not running. On two busy cores that was up to fifteen times slower.
+# Before torch loads OpenMP. Its default is to spin for milliseconds: with several threads on cores that actors use too,
+# an update then waits for threads that are not running, up to fifteen times as long. Sleeping at once (passive) costs
+# a wake-up per operation. Spinning for some microseconds was the fastest of the three beside an actor.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from apex_learner.process import LearnerProcess
