@@ -10,6 +10,7 @@ from apex_actor.process import run_actor, run_evaluator
 from apexrl.algorithms import CONFIGS
 from apexrl.config import load_experiment
 from apexrl.runtime.lifecycle import Shutdown, run_service
+from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics, start_metrics_server
 
@@ -33,6 +34,7 @@ def main() -> int:
 
     def body(shutdown: Shutdown) -> None:
         configure_logging(options.role)
+        keep_freed_memory()
         config = load_experiment(options.config, overrides, algorithm_configs=CONFIGS, prog="apex_actor")
         log = get_logger(__name__)
         metrics = ActorMetrics() if options.role == "actor" else EvaluatorMetrics()

@@ -18,6 +18,7 @@ from apexrl.algorithms import CONFIGS
 from apexrl.config import load_experiment
 from apexrl.runtime.errors import EXIT_FAILURE
 from apexrl.runtime.lifecycle import Shutdown, run_service
+from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.telemetry.metrics import LearnerMetrics, start_metrics_server
@@ -45,6 +46,7 @@ def main() -> int:
 
     def body(shutdown: Shutdown) -> int:
         configure_logging("learner")
+        keep_freed_memory()
         config = load_experiment(options.config, overrides, algorithm_configs=CONFIGS, prog="apex_learner")
         run = RunDirectory.create_or_resume(options.run_dir, config, fresh=options.fresh)
         metrics = LearnerMetrics()
