@@ -11,10 +11,11 @@ FAULTS = """
 import resource, torch
 from apexrl.runtime.malloc import keep_freed_memory
 took = {call}
+torch.set_num_threads(1)
 def churn(n):
     for _ in range(n):
         torch.ones(2_000_000).add(1.0)
-churn(3)
+churn(10)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 churn(20)
 print(int(took), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -34,4 +35,4 @@ def test_freed_tensors_cause_no_page_faults_when_they_are_made_again() -> None:
     took, faults = run("keep_freed_memory()")
     if not took:
         pytest.skip("this C library has no mallopt")
-    assert faults < 200, "20 rounds of two tensors of 8 MB, 4,000 pages each round"
+    assert faults < 8_000, "20 rounds of two tensors of 8 MB touch 80,000 pages; a tenth at most may be new"
