@@ -121,13 +121,12 @@ def run_seed(subject: Subject, seed: int, directory: Path, *, limit_seconds: flo
         raise training.failure("the run has reported nothing")
     progress, reached = last_progress(table), first_reaching(table, subject.threshold)
     played = play(run, subject.evaluation_episodes)
-    finished = played.frames >= load_config(subject).learner.max_frames
-    if not finished and not training.stopped:
+    if played.frames < load_config(subject).learner.max_frames and not training.stopped:
         raise training.failure(f"the run ended after {played.frames:,} frames")
     outcome = Outcome(
         seed=seed,
         **state,
-        finished=finished,
+        finished=not training.stopped,
         wall_seconds=round(training.wall_seconds, 1),
         frames=played.frames,
         env_steps=played.frames // played.action_repeat,

@@ -22,6 +22,7 @@ from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSp
 from apexrl.config import ExperimentConfig, require, shared
 from apexrl.experience.windows import NStepWindows
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
+from apexrl.ops.batch_parallel import BatchParallel
 from apexrl.ops.exploration import epsilon_greedy
 from apexrl.ops.frames import stack_frames
 from apexrl.ops.optimization import RMSProp, clip_scale, guarded_step
@@ -155,6 +156,7 @@ class ApexDQN:
         loss: Callable[..., LossOutput] = self.loss
         # Stacking stays outside: its shapes follow episode borders.
         self._loss = torch.compile(loss, dynamic=False) if config.learner.compile else loss
+        self._parallel: BatchParallel[LossOutput] = BatchParallel(config.learner.batch_threads)
 
     def make_networks(self) -> QNetwork:
         """The Q-network, on the CPU, initialised from torch's global generator."""
@@ -236,18 +238,23 @@ class ApexDQN:
         """
         online, target = state.modules["online"], state.modules["target"]
         optimizer = state.optimizers["online"]
-        transitions = self.transitions(batch)
-        optimizer.zero_grad(set_to_none=True)
-        output = self._loss(online, target, transitions)
-        torch.autograd.backward(output.loss)
-        grads = [p.grad for p in online.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(grads)
-        nonfinite = ~(output.loss.detach().isfinite() & grad_norm.isfinite())
+        parameters = list(online.parameters())
+
+        def loss_of(rows: slice) -> tuple[torch.Tensor, LossOutput]:
+            output = self._loss(online, target, self.transitions(batch.rows(rows)))
+            return output.loss, output
+
+        outputs, gradients = self._parallel.gradients(loss_of, parameters, len(batch.lengths))
+        output = join_outputs(outputs)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        nonfinite = ~(output.loss.isfinite() & grad_norm.isfinite())
         guarded_step(optimizer, grad_scale=clip_scale(grad_norm, self._config.max_grad_norm), skip=nonfinite)
         state.step += 1
         if state.step % self._config.target_update_period == 0:
             copy_parameters(online, target)
-        return UpdateOutput(output.td_errors.abs(), self._metrics(output, transitions, grad_norm, nonfinite))
+        return UpdateOutput(output.td_errors.abs(), self._metrics(output, batch, grad_norm, nonfinite))
 
     def transitions(self, batch: WindowBatch) -> Transitions:
         """Cut n-step transitions out of windows; stacks are those that the actor saw."""
@@ -259,12 +266,16 @@ class ApexDQN:
         frames, ages, padding = columns["observation"], columns["age"], self._spec.padding
         return Transitions(
             s_tm1=stack_frames(frames, ages, context, self._stack, padding),
-            a_tm1=columns["action"][:, context].to(torch.int64),
+            a_tm1=self._actions(batch),
             returns=returns,
             bootstrap_discounts=discounts,
             s_t=stack_frames(frames, ages, context + batch.lengths, self._stack, padding),
             weights=batch.weights,
         )
+
+    def _actions(self, batch: WindowBatch) -> torch.Tensor:
+        """[B] int64 at the start rows."""
+        return batch.columns["action"][:, self._context].to(torch.int64)
 
     def loss(self, online: QNetwork, target: QNetwork, transitions: Transitions) -> LossOutput:
         """Importance-weighted loss of a batch; differentiable with respect to ``online``."""
@@ -285,19 +296,26 @@ class ApexDQN:
         return LossOutput((transitions.weights * losses).mean(), td_errors.detach(), q_tm1.detach())
 
     def _metrics(
-        self, output: LossOutput, transitions: Transitions, grad_norm: torch.Tensor, nonfinite: torch.Tensor
+        self, output: LossOutput, batch: WindowBatch, grad_norm: torch.Tensor, nonfinite: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         epsilon = self._config.rescaling_epsilon
         q = h_inverse(output.q_tm1, epsilon) if epsilon > 0.0 else output.q_tm1
         return {
-            "loss": output.loss.detach(),
+            "loss": output.loss,
             "grad_norm": grad_norm,
             "nonfinite": nonfinite.to(torch.float32),
-            "q_mean": q_values_of(q, transitions.a_tm1).mean(),
+            "q_mean": q_values_of(q, self._actions(batch)).mean(),
             "q_max": q.max(),
             "td_error_abs_mean": output.td_errors.abs().mean(),
-            "weight_min": transitions.weights.min(),
+            "weight_min": batch.weights.min(),
         }
+
+
+def join_outputs(parts: list[LossOutput]) -> LossOutput:
+    """The outputs of neighbouring parts of a batch as those of the whole; the loss is detached."""
+    td_errors = torch.cat([part.td_errors for part in parts])
+    losses = torch.stack([part.loss.detach() * (len(part.td_errors) / len(td_errors)) for part in parts])
+    return LossOutput(losses.sum(), td_errors, torch.cat([part.q_tm1 for part in parts]))
 
 
 def make_optimizer(config: OptimizerConfig, networks: nn.Module) -> torch.optim.Optimizer:

@@ -41,6 +41,16 @@ class WindowBatch(NamedTuple):
             weights=move(self.weights),
         )
 
+    def rows(self, rows: slice) -> WindowBatch:
+        """Some windows of the batch, in the same memory."""
+        return WindowBatch(
+            columns={name: tensor[rows] for name, tensor in self.columns.items()},
+            item_columns={name: tensor[rows] for name, tensor in self.item_columns.items()},
+            lengths=self.lengths[rows],
+            prefixes=self.prefixes[rows],
+            weights=self.weights[rows],
+        )
+
 
 def torch_dtype(column: ColumnSpec) -> torch.dtype:
     """The torch type of a column.

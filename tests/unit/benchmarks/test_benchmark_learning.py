@@ -157,5 +157,9 @@ def test_seeds_that_are_none(text: str) -> None:
 def test_subjects_agree_with_their_configurations(key: str) -> None:
     subject = SUBJECTS[key]
     assert (ROOT / subject.config).exists()
-    assert load_config(subject).learner.max_frames <= subject.frames_budget
+    learner = load_config(subject).learner
+    if subject.frames_budget is None:
+        assert 0 < learner.max_seconds <= subject.limit_seconds
+    else:
+        assert 0 < learner.max_frames <= subject.frames_budget
     assert subject.random_return < subject.threshold
