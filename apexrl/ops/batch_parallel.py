@@ -48,7 +48,9 @@ class BatchParallel(Generic[Output]):
             batch_size: B.
 
         Returns:
-            What ``loss`` gave for each part, in the order of the rows, and the gradient of every parameter.
+            What ``loss`` gave for each part, in the order of the rows, and the gradient of every parameter, laid out in
+            memory as the parameter is. Convolutions leave theirs in another order, and torch's fused optimisers walk
+            both as if they were one.
         """
 
         def part_of(rows: slice) -> tuple[Output, tuple[torch.Tensor, ...]]:
@@ -63,12 +65,20 @@ class BatchParallel(Generic[Output]):
         gradients = list(results[0][1])
         for _, more in results[1:]:
             torch._foreach_add_(gradients, list(more))
-        return [output for output, _ in results], gradients
+        laid_out = [_as_laid_out(*pair) for pair in zip(gradients, parameters, strict=True)]
+        return [output for output, _ in results], laid_out
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.num_threads - 1, thread_name_prefix="gradient")
         return self._pool
+
+
+def _as_laid_out(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """``gradient`` with the strides of ``parameter``."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def split_rows(batch_size: int, num_parts: int) -> list[slice]:

@@ -309,6 +309,26 @@ def test_loss_on_images_equals_the_slow_reference() -> None:
     np.testing.assert_allclose(output.priorities.numpy(), errors, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("batch_threads", [1, 3])
+def test_an_update_of_convolutions_moves_parameters_as_plain_torch_does(batch_threads: int) -> None:
+    """Gradients of convolutions come in another memory order than their parameters; fused optimisers do not look."""
+    network = NetworkConfig(conv_filters=(4, 8), hidden_units=(16,))
+    adam = OptimizerConfig("adam", learning_rate=1e-3, epsilon=1e-2)
+    learner = LearnerConfig(batch_size=8, threads=1, batch_threads=batch_threads)
+    algorithm = make(ATARI, stack=4, network=network, optimizer=adam, learner=learner, max_grad_norm=1e9)
+    state, batch = started(algorithm), make_batch(ATARI, size=8, stack=4)
+    plain = copy.deepcopy(state.modules["online"])
+    loss, _ = reference_loss(algorithm, state, batch, stack=4)
+    gradients = torch.autograd.grad(loss, list(state.modules["online"].parameters()))
+    optimizer = torch.optim.Adam(plain.parameters(), 1e-3, betas=(0.9, 0.999), eps=1e-2)
+    for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
+        parameter.grad = gradient.contiguous()
+    optimizer.step()
+    algorithm.update(state, batch)
+    for updated, expected in zip(state.modules["online"].parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(updated, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_double_and_plain_targets_differ_where_the_networks_disagree() -> None:
     batch, priorities = make_batch(), []
     for double in (True, False):
