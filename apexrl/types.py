@@ -228,9 +228,9 @@ class SelectorConfig:
 
 @dataclass(frozen=True)
 class TableConfig:
-    """A table as data: the first stream that names it creates it, later ones must match (see ``replay.proto``).
+    """A table as data: the first stream that names it creates it, later ones must have its signature.
 
-    ``capacity_items`` is soft: inserts never wait for eviction. ``budget_bytes`` is hard.
+    Everything else follows the newest learner. ``capacity_items`` is soft: inserts never wait for eviction. ``budget_bytes`` is hard.
     """
 
     name: str

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from apexrl.replay.keys import BOOT_BITS
 from apexrl.replay.table import Table
-from apexrl.types import Chunk, SignatureError, TableConfig, TableTotals
+from apexrl.types import Chunk, Signature, SignatureError, TableConfig, TableTotals
 
 #: Incarnations that have been silent for this long are forgotten; an actor does not come back after that.
 INCARNATION_SILENCE_SECONDS = 3600.0
@@ -86,18 +86,34 @@ class ReplayEngine:
         self.learner_instance = b""
 
     def create_or_match(self, config: TableConfig) -> Table:
-        """The table of that name: made by whoever names it first, equal to what later ones say.
+        """The table of that name: made by whoever names it first, of the signature that later ones name.
 
-        Raises SignatureError listing the fields that differ.
+        How it selects and how much it holds is the learner's to say (:meth:`configure`) and not compared here.
+        Raises SignatureError listing the fields of the signature that differ.
         """
         table = self.tables.get(config.name)
         if table is None:
             table = self.tables[config.name] = Table(config, self._boot)
             return table
-        if table.config != config:
-            differences = _differences(table.config, config)
+        if table.config.signature != config.signature:
+            differences = _differences(table.config.signature, config.signature)
             raise SignatureError(f"table {config.name!r} is another here: {'; '.join(differences)}")
         return table
+
+    def configure(self, config: TableConfig) -> bool:
+        """Give the table of that name the learner's options, made if need be; returns whether it was rebuilt.
+
+        A rebuilt table keeps counters, limit and as much of its newest experience as it may hold, under new keys:
+        streams that were opened on the former one must be ended. Raises SignatureError as :meth:`create_or_match`,
+        or if a table cannot have such options; nothing has changed then.
+        """
+        table = self.create_or_match(config)
+        if table.config == config:
+            return False
+        boot = (self._boot + 1) % (1 << BOOT_BITS)
+        self.tables[config.name] = table.rebuilt(config, boot)
+        self._boot = boot
+        return True
 
     def table(self, name: str) -> Table:
         """The table of that name; SignatureError if there is none."""
@@ -242,8 +258,8 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
     return {path: value}
 
 
-def _differences(here: TableConfig, offered: TableConfig) -> list[str]:
-    mine, theirs = _flatten(here, ""), _flatten(offered, "")
+def _differences(here: Signature, offered: Signature) -> list[str]:
+    mine, theirs = _flatten(here, "signature"), _flatten(offered, "signature")
     return [
         f"{name} is {theirs.get(name, 'missing')!s}, must be {mine.get(name, 'missing')!s}"
         for name in dict.fromkeys([*mine, *theirs])

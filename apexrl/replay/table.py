@@ -250,6 +250,25 @@ class Table:
             blocks=self._store.get(handle),
         )
 
+    def rebuilt(self, config: TableConfig, boot: int) -> Table:
+        """A table of the same signature under other options: counters, limit and the newest experience that it may hold.
+
+        Keys are new: ``boot`` must differ. Raises SignatureError if a table cannot have these options.
+        """
+        other = Table(config, boot)
+        keys, priorities = [np.empty(0, np.uint64)], [np.empty(0, np.float32)]
+        for page in ((self._oldest + np.arange(self._used)) % self.num_pages).tolist():
+            chunk = self.page_chunk(page)
+            keys.append(other.insert(chunk))
+            priorities.append(chunk.priorities[chunk.lengths > 0])
+        # Not what an insert makes of them; those that found no room are stale by now.
+        other.update_priorities(np.concatenate(keys), np.concatenate(priorities))
+        other.insert_limit, other.max_priority = self.insert_limit, self.max_priority
+        other.inserted, other.drawn = self.inserted, self.drawn
+        other.evicted = self.evicted + self.num_items - other.num_items
+        other.stale_updates, other.duplicates = self.stale_updates, self.duplicates
+        return other
+
     def top(self, k: int) -> tuple[Keys, npt.NDArray[np.float32]]:
         """Keys and priorities of the ``k`` items of highest priority, highest first. Looks at every item."""
         leaves = np.flatnonzero(self._lengths)

@@ -17,7 +17,7 @@ class Admission:
 
     A shard starts without a run and without a configuration; it takes both from the first peer, because learner and
     actors may come in any order. The learner has the last word: experience that only actors vouched for gives way when
-    its configuration is another one; what an earlier learner vouched for does not, and the newcomer is refused.
+    it means something else to the learner; what an earlier learner vouched for does not, and the newcomer is refused.
     """
 
     def __init__(self, engine: ReplayEngine) -> None:

@@ -124,6 +124,8 @@ class ReplayEndpoint:
             for table in self.engine.tables.values():
                 table.insert_limit = None
         self._end_inserts_of_others(accepted.cleared)
+        for config in configs:
+            self._configure(config)
         self._wake_inserts()
         slots = [mirrored.mirror_slots for mirrored in message.tables]
         stream = SampleStream(
@@ -193,6 +195,17 @@ class ReplayEndpoint:
             return self.engine.create_or_match(config)
         except SignatureError as error:
             raise Refused(RefusalKind.TABLE, str(error)) from None
+
+    def _configure(self, config: TableConfig) -> None:
+        """Give a table the learner's options; actors' streams into a table that was rebuilt begin anew."""
+        try:
+            rebuilt = self.engine.configure(config)
+        except SignatureError as error:
+            raise Refused(RefusalKind.TABLE, str(error)) from None
+        if rebuilt:
+            for (_, name), stream in list(self._inserts.items()):
+                if name == config.name:
+                    stream.end(Refused(RefusalKind.SUPERSEDED, f"the learner has given table {name!r} other options"))
 
     def _require_running(self) -> None:
         if self._stopping:

@@ -27,25 +27,83 @@ class Clock:
         return self.now
 
 
-def test_the_first_config_makes_the_table_and_later_ones_must_match(table_config: MakeConfig) -> None:
+def test_the_first_config_makes_the_table_and_later_ones_must_have_its_signature(table_config: MakeConfig) -> None:
     engine = ReplayEngine()
     table = engine.create_or_match(table_config())
-    assert engine.create_or_match(table_config()) is table
+    assert engine.create_or_match(table_config(capacity_items=48, selector=SelectorConfig(exponent=0.7))) is table
+    assert table.config == table_config()
     signature = table.config.signature
     columns = (replace(signature.columns[0], dtype="int32"), *signature.columns[1:])
-    other = table_config(
-        selector=SelectorConfig(exponent=0.7), capacity_items=48, signature=replace(signature, columns=columns)
-    )
-    with pytest.raises(SignatureError) as raised:
-        engine.create_or_match(other)
-    message = str(raised.value)
-    assert "selector.exponent is 0.7, must be 0.6" in message
-    assert "capacity_items is 48, must be 40" in message
-    assert "signature.columns[0].dtype is int32, must be uint8" in message
-    assert "budget_bytes" not in message
+    other = table_config(capacity_items=48, signature=replace(signature, columns=columns, stack=2))
+    for refuse in (engine.create_or_match, engine.configure):
+        with pytest.raises(SignatureError) as raised:
+            refuse(other)
+        message = str(raised.value)
+        assert "signature.columns[0].dtype is int32, must be uint8" in message
+        assert "signature.stack is 2, must be 4" in message
+        assert "capacity_items" not in message
     fewer = table_config(signature=replace(signature, columns=signature.columns[:2]))
     with pytest.raises(SignatureError, match=r"columns\[2\].name is missing, must be observation"):
         engine.create_or_match(fewer)
+
+
+def test_a_table_takes_the_learners_options_and_keeps_its_experience(
+    table_config: MakeConfig, make_chunk: MakeChunk
+) -> None:
+    engine = ReplayEngine(boot=4095)
+    assert not engine.configure(table_config())
+    former = engine.table("replay")
+    keys = [former.insert(make_chunk(priorities=(n + 1.0,) * 4, mark=n)) for n in range(6)]
+    former.update_priorities(keys[5][:1], np.float32([50.0]))
+    former.draw(np.uint32([3]), np.full(3, 0.5))
+    former.insert_limit = 77
+    engine.insert_once(ACTOR, 9, "replay", make_chunk(mark=6))
+
+    larger = table_config(capacity_items=80, selector=SelectorConfig(exponent=1.0))
+    assert engine.configure(larger)
+    assert not engine.configure(larger)
+    table = engine.table("replay")
+    assert table is not former
+    assert table.config == larger
+    assert table.totals()[1:] == former.totals()[1:] == (28, 28, 3)
+    assert (table.insert_limit, table.max_priority) == (77, 50.0)
+    new_keys, priorities = table.top(28)
+    np.testing.assert_array_equal(priorities, former.top(28)[1])
+    assert not set(new_keys.tolist()) & set(former.top(28)[0].tolist())
+    assert table.update_priorities(keys[0], np.ones(4, np.float32)) == (0, 4)
+    assert table.page_chunk(2).blocks == former.page_chunk(2).blocks
+    # With exponent 1 an item's probability is its share of the priorities.
+    draw = table.draw(np.uint32([1]), np.array([0.999999]))
+    assert draw.probabilities[0] == pytest.approx(1.0 / priorities.sum(), rel=1e-3)
+    # What actors have sent stays seen.
+    assert not engine.insert_once(ACTOR, 9, "replay", make_chunk())
+
+
+def test_a_table_made_smaller_keeps_the_newest(table_config: MakeConfig, make_chunk: MakeChunk) -> None:
+    engine = ReplayEngine()
+    engine.configure(table_config(capacity_items=4000))
+    for n in range(300):
+        engine.table("replay").insert(make_chunk(priorities=n + 1.0, mark=n))
+    engine.configure(table_config(capacity_items=40))
+    table = engine.table("replay")
+    assert table.inserted == 1200
+    assert table.evicted == 1200 - table.num_items
+    while engine.maintain():
+        pass
+    kept = table.num_items
+    assert 40 <= kept < 1200
+    np.testing.assert_array_equal(np.unique(table.top(kept)[1]), np.arange(301 - kept // 4, 301))
+
+
+def test_options_that_no_table_can_have_change_nothing(table_config: MakeConfig, make_chunk: MakeChunk) -> None:
+    engine = ReplayEngine()
+    engine.configure(table_config())
+    table = engine.table("replay")
+    table.insert(make_chunk())
+    with pytest.raises(SignatureError, match="capacity_items"):
+        engine.configure(table_config(capacity_items=1 << 40))
+    assert engine.table("replay") is table
+    assert table.num_items == 4
 
 
 def test_inserts_count_once_and_gaps_are_accepted(table_config: MakeConfig, make_chunk: MakeChunk) -> None:

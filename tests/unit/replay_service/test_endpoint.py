@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from apex_replay.endpoint import ReplayEndpoint
-from apex_replay.streams import SampleStream
+from apex_replay.streams import InsertStream, SampleStream, nobody_waits
 from apexrl.replay.engine import ReplayEngine
 from apexrl.transport import replay_pb2 as pb
 from apexrl.transport import wire
@@ -45,6 +46,19 @@ def sample_open(identity: LearnerIdentity = LEARNER, table: TableConfig = TABLE,
             run_seed=1,
         )
     )
+
+
+def fill(
+    endpoint: ReplayEndpoint, session: InsertSession, on_close: Callable[[Refused], None] = nobody_waits
+) -> InsertStream:
+    """Insert one chunk; the stream that did it."""
+    stream, opened = endpoint.open_insert(session.open_request(HANDSHAKE), on_close=on_close)
+    session.on_response(opened)
+    session.put(chunk(0))
+    message = session.next_message(force=True)
+    assert message is not None
+    stream.handle(message)
+    return stream
 
 
 def limit(stream: SampleStream, inserted: int) -> None:
@@ -146,22 +160,36 @@ def test_a_new_learner_does_not_inherit_the_former_ones_limit() -> None:
     assert refusal.value.kind is RefusalKind.FENCED
 
 
-def test_a_table_that_a_learner_vouched_for_does_not_change_under_another() -> None:
+def test_what_a_learner_vouched_for_does_not_change_its_meaning_under_another() -> None:
     endpoint, session = make()
-    stream, opened = endpoint.open_insert(session.open_request(HANDSHAKE))
-    session.on_response(opened)
-    session.put(chunk(0))
-    message = session.next_message(force=True)
-    assert message is not None
-    stream.handle(message)
+    fill(endpoint, session)
     endpoint.open_sample(sample_open())
-    larger = dataclasses.replace(TABLE, capacity_items=80)
-    with pytest.raises(Refused, match="capacity_items is 80, must be 40") as refusal:
-        endpoint.open_sample(sample_open(LearnerIdentity(2, b"2" * 16), larger))
+    other = dataclasses.replace(TABLE, signature=dataclasses.replace(SIGNATURE, geometry=Geometry(0, 2, 2)))
+    with pytest.raises(Refused, match=r"signature\.geometry\.tail is 2, must be 1") as refusal:
+        endpoint.open_sample(sample_open(LearnerIdentity(2, b"2" * 16), other))
     assert refusal.value.kind is RefusalKind.TABLE
     # Refused means nothing changed: the former learner is still served.
     assert endpoint.engine.learner_epoch == 1
     assert endpoint.sample_streams == 1
+
+
+def test_a_tables_options_follow_the_newest_learner_and_actors_go_on() -> None:
+    endpoint, session = make()
+    closed: list[Refused] = []
+    stream = fill(endpoint, session, on_close=closed.append)
+    endpoint.open_sample(sample_open())
+    assert not closed
+    larger = dataclasses.replace(TABLE, capacity_items=80)
+    endpoint.open_sample(sample_open(LearnerIdentity(2, b"2" * 16), larger))
+    table = endpoint.engine.table("replay")
+    assert table.config.capacity_items == 80
+    assert table.inserted == table.num_items == 2
+    assert [refusal.kind for refusal in closed] == [RefusalKind.SUPERSEDED]
+    # The actor's configuration still says 40, which is not its business; it goes on where it was.
+    again, opened = endpoint.open_insert(session.open_request(HANDSHAKE))
+    assert opened.opened.last_seen == 1
+    assert again.table is table
+    assert stream is not again
 
 
 def test_a_mirror_that_is_too_small_is_refused_and_says_so() -> None:
