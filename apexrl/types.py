@@ -230,7 +230,8 @@ class SelectorConfig:
 class TableConfig:
     """A table as data: the first stream that names it creates it, later ones must have its signature.
 
-    Everything else follows the newest learner. ``capacity_items`` is soft: inserts never wait for eviction. ``budget_bytes`` is hard.
+    Everything else follows the newest learner. ``capacity_items`` is soft: inserts never wait for eviction.
+    ``budget_bytes`` is hard.
     """
 
     name: str

@@ -251,7 +251,7 @@ class Table:
         )
 
     def rebuilt(self, config: TableConfig, boot: int) -> Table:
-        """A table of the same signature under other options: counters, limit and the newest experience that it may hold.
+        """The table under other options, with as much of its newest experience as it may hold.
 
         Keys are new: ``boot`` must differ. Raises SignatureError if a table cannot have these options.
         """
