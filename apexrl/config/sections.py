@@ -232,6 +232,9 @@ class LearnerConfig:
     """Items per update. Ape-X: 512."""
     prefetch_batches: int = 0
     """Batches kept ready. 0 = about 0.25 s of updates, between 2 and 64; the paper kept up to 16."""
+    mirror_bytes: int = 0
+    """Memory of the mirror, which keeps chunks decoded so that each comes over the wire once; 0 = as much as the whole
+    replay needs (`apex inspect memory` says it). With less, chunks come again when they are drawn again."""
     publish_period_seconds: float = 2.0
     """Least time between two publications of parameters."""
     checkpoint_period_seconds: float = 60.0
@@ -264,6 +267,7 @@ class LearnerConfig:
             "1 with learner.compile",
         )
         require(0 <= self.prefetch_batches <= 64, "learner.prefetch_batches", self.prefetch_batches, "in [0, 64]")
+        require(self.mirror_bytes >= 0, "learner.mirror_bytes", self.mirror_bytes, "0 (the whole replay) or above")
         require(self.publish_period_seconds >= 0, "learner.publish_period_seconds", self.publish_period_seconds, ">= 0")
         require(
             self.checkpoint_period_seconds > 0,

@@ -63,6 +63,7 @@ class SampleClient:
         identity: of this learner.
         tables: to draw from.
         run_seed: seeds the draws, together with the table's name and the request number.
+        mirror_slots: pages that the mirror of each table has room for; 0 = all of them.
         discard_other_run: drop experience of another run that the shard may hold; without it such a shard refuses.
         on_totals: called with every report of totals.
     """
@@ -75,6 +76,7 @@ class SampleClient:
         tables: Sequence[TableConfig],
         run_seed: int,
         *,
+        mirror_slots: int = 0,
         discard_other_run: bool = False,
         on_totals: TotalsCallback | None = None,
     ) -> None:
@@ -83,6 +85,7 @@ class SampleClient:
         self._identity = identity
         self._tables = {table.name: table for table in tables}
         self._run_seed = run_seed
+        self._mirror_slots = mirror_slots
         self._discard_other_run = discard_other_run
         self._on_totals = on_totals
         self._condition = threading.Condition()
@@ -287,7 +290,10 @@ class SampleClient:
                 self._condition.notify_all()
 
     def _open_request(self) -> pb.SampleRequest:
-        tables = [pb.MirroredTable(table=wire.table_config_to_proto(table)) for table in self._tables.values()]
+        tables = [
+            pb.MirroredTable(table=wire.table_config_to_proto(table), mirror_slots=self._mirror_slots)
+            for table in self._tables.values()
+        ]
         return pb.SampleRequest(
             open=pb.SampleOpen(
                 handshake=self._handshake.to_proto(),

@@ -328,17 +328,18 @@ def counts_from_bytes(data: bytes) -> npt.NDArray[np.uint32]:
 def draw_to_proto(
     request: pb.DrawRequest,
     draw: Draw,
-    new_slots: npt.NDArray[np.uint32],
+    slots: npt.NDArray[np.integer],
+    new_slots: npt.NDArray[np.integer],
     new_chunks: Sequence[Chunk],
 ) -> pb.DrawReply:
-    """The reply to ``request``. Slots are the pages of the draw (the mirror has one slot per page)."""
+    """The reply to ``request``: where in the mirror the items lie, and the chunks that it lacks."""
     return pb.DrawReply(
         table=request.table,
         request_number=request.request_number,
         counts=request.counts,
         keys=to_bytes(draw.keys, "uint64"),
         probabilities=to_bytes(draw.probabilities, "float32"),
-        slots=to_bytes(draw.pages, "uint32"),
+        slots=to_bytes(slots, "uint32"),
         start_rows=to_bytes(draw.start_rows, "uint16"),
         prefixes=to_bytes(draw.prefixes, "uint16"),
         lengths=to_bytes(draw.lengths, "uint16"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from apex_learner.batches import MAX_DEPTH, mirror_slots
 from apexrl.algorithms import CONFIGS, make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig, config_digest, dump_yaml, load_experiment
 from apexrl.envs import env_spec
@@ -18,7 +19,6 @@ from apexrl.types import Scope, TableConfig
 
 #: What an encoded row of an image column was measured to take, of its raw size (84 x 84 Atari frames, chunks of 32).
 ENCODED_SHARE = 148 / 7056
-LARGEST_PREFETCH = 64
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def memory_table(config: ExperimentConfig[Any]) -> list[tuple[str, float, str]]:
     for spec in algorithm.tables():
         table = spec.config
         geometry = table.signature.geometry
+        slots = mirror_slots(table, config.learner.batch_size, config.learner.mirror_bytes) or table.num_pages
         rows += [
             (
                 f"replay: chunks of {table.name!r}",
@@ -86,13 +87,13 @@ def memory_table(config: ExperimentConfig[Any]) -> list[tuple[str, float, str]]:
             ),
             (
                 f"learner: mirror of {table.name!r}",
-                table.num_pages * table.signature.page_bytes,
-                f"{table.num_pages:,} pages of {geometry.rows} rows, decoded",
+                slots * table.signature.page_bytes,
+                f"{slots:,} of {table.num_pages:,} pages of {geometry.rows} rows, decoded",
             ),
             (
                 "learner: ring of batches",
-                (LARGEST_PREFETCH + 2) * batch_bytes(table, config.learner.batch_size),
-                f"up to {LARGEST_PREFETCH} batches of {config.learner.batch_size} windows of {geometry.window} rows",
+                (MAX_DEPTH + 2) * batch_bytes(table, config.learner.batch_size),
+                f"up to {MAX_DEPTH} batches of {config.learner.batch_size} windows of {geometry.window} rows",
             ),
         ]
     networks = algorithm.make_networks()

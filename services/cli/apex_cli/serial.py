@@ -23,7 +23,7 @@ from apex_actor.evaluation import evaluate
 from apex_actor.exploring import lane_epsilons
 from apex_actor.loop import ActorLoop
 from apex_actor.membership import Membership
-from apex_learner.batches import DrawPipeline, PrefetchDepth
+from apex_learner.batches import DrawPipeline, PrefetchDepth, mirror_slots
 from apex_learner.coordinator import Coordinator, Progress
 from apex_learner.process import make_limiter, make_state
 from apex_learner.trainer import Counters, Trainer
@@ -279,11 +279,12 @@ class SerialSystem:
             self.engine.table(table.name).load_state(load_arrays(checkpoint.attachments[REPLAY_ATTACHMENT]))
             # The table's counters go on, so to those who count by boots nothing was restarted.
             self.engine.boot_id = bytes.fromhex(checkpoint.counters["shard_boot"])
+        slots = mirror_slots(table, self.config.learner.batch_size, self.config.learner.mirror_bytes)
         open_request = replay_pb2.SampleRequest(
             open=replay_pb2.SampleOpen(
                 handshake=self._handshake.to_proto(),
                 learner=self._identity.to_proto(),
-                tables=[replay_pb2.MirroredTable(table=wire.table_config_to_proto(table))],
+                tables=[replay_pb2.MirroredTable(table=wire.table_config_to_proto(table), mirror_slots=slots)],
                 run_seed=self.config.seed,
             )
         )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from apexrl.config import ConfigError
 from apexrl.experience.batch import BatchBuffer, BatchRing
 from apexrl.experience.importance import importance_weights
 from apexrl.experience.mirror import HostMirror
@@ -52,6 +53,24 @@ class PrefetchDepth:
         return max(1, min(self.batches // 4, math.ceil(REQUEST_SECONDS / max(self._update_seconds, 1e-6))))
 
 
+def mirror_slots(table: TableConfig, batch_size: int, mirror_bytes: int) -> int:
+    """Pages that fit in a mirror of ``mirror_bytes``; 0 = all of the table.
+
+    Raises:
+        ConfigError: not even those of one batch do.
+    """
+    page_bytes = table.signature.page_bytes
+    if mirror_bytes == 0 or mirror_bytes >= table.num_pages * page_bytes:
+        return 0
+    least = min(batch_size, table.num_pages) * page_bytes
+    if mirror_bytes < least:
+        raise ConfigError(
+            f"learner.mirror_bytes is {mirror_bytes}, must be 0 (the whole replay) or at least {least}: a batch of "
+            f"{batch_size} items may lie in as many chunks of {page_bytes} bytes"
+        )
+    return mirror_bytes // page_bytes
+
+
 class DrawPlan(NamedTuple):
     """A draw request: its number, and how many items each of its batches gets."""
 
@@ -82,6 +101,8 @@ class DrawPipeline:
         self._limiter = limiter
         self._exponent = importance_sampling_exponent
         self._mirror: HostMirror | None = None
+        #: So few batches per request that a small mirror holds all their pages.
+        self._batches_per_request = 1
         self._request_number = requests_made
         self._outstanding: deque[DrawPlan] = deque()
         self.totals = TableTotals(0.0, 0, 0, 0)
@@ -102,6 +123,7 @@ class DrawPipeline:
         """A stream begins: the mirror is empty on both sides, and what was asked of a former stream is forgotten."""
         if self._mirror is None or self._mirror.num_slots != opened.mirror_slots:
             self._mirror = HostMirror(self._table.signature, opened.mirror_slots)
+        self._batches_per_request = max(1, opened.mirror_slots // self._batch_size)
         while self._outstanding:
             self._limiter.settle(sum(self._outstanding.popleft().counts))
         self.observe(opened.totals, boot)
@@ -116,7 +138,7 @@ class DrawPipeline:
         if self._mirror is None or self.totals.num_items == 0:
             return None
         missing = self._depth.batches - ready - self.batches_in_flight
-        batches = min(missing, self._depth.batches_per_request)
+        batches = min(missing, self._depth.batches_per_request, self._batches_per_request)
         while batches > 0 and not self._limiter.may_draw(batches * self._batch_size):
             batches -= 1
         if batches <= 0:

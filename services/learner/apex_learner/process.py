@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from apex_learner.batches import DrawPipeline, PrefetchDepth
+from apex_learner.batches import DrawPipeline, PrefetchDepth, mirror_slots
 from apex_learner.coordinator import Progress
 from apex_learner.prefetch import Prefetcher
 from apex_learner.publisher import Publisher
@@ -106,6 +106,7 @@ class LearnerProcess:
         self._spec: EnvSpec = env_spec(config.env)
         self._algorithm = make_algorithm(config, self._spec)
         (self._table,) = self._algorithm.tables()
+        slots = mirror_slots(self._table.config, config.learner.batch_size, config.learner.mirror_bytes)
         device = pick_device(config.learner.device)
         self._store = CheckpointStore(run.checkpoints, config.learner.keep_checkpoints)
         try:
@@ -126,6 +127,7 @@ class LearnerProcess:
             LearnerIdentity(self._epoch, self._instance),
             [self._table.config],
             config.seed,
+            mirror_slots=slots,
             discard_other_run=discard_other_run,
         )
         self._depth = PrefetchDepth(config.learner.prefetch_batches)

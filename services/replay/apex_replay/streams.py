@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
 from apexrl.replay.chunk_checks import ChunkChecker
 from apexrl.replay.draws import uniforms
 from apexrl.replay.engine import ReplayEngine
@@ -158,7 +156,7 @@ class SampleStream(Stream):
         self._run_seed = run_seed
         self._on_limits = on_limits
         self._tables = {table.config.name: table for table, _ in tables}
-        self._maps = {table.config.name: _mirror_map(table, slots) for table, slots in tables}
+        self._maps = {table.config.name: MirrorMap(table.num_pages, slots) for table, slots in tables}
 
     def opened(self) -> pb.SampleResponse:
         """The answer to the open request."""
@@ -210,19 +208,15 @@ class SampleStream(Stream):
         if not table.num_items:
             raise Refused(RefusalKind.EMPTY, f"draw.table {request.table!r} holds no items")
         draw = table.draw(counts, uniforms(self._run_seed, request.table, request.request_number, n))
-        lacking = mirror.lacking(draw.pages, table.generations(draw.pages))
-        chunks = [table.page_chunk(int(page)) for page in lacking]
+        try:
+            placement = mirror.place(draw.pages, table.generations(draw.pages))
+        except ValueError as error:
+            raise SignatureError(f"draw.counts asks for {n} items, but {error}: ask for fewer at a time") from None
+        chunks = [table.page_chunk(int(page)) for page in placement.lacking]
         _check_reply_size(n, chunks)
         # From here on the reply is on its way: if it does not arrive, the stream and with it the map are gone.
-        mirror.sent(lacking, table.generations(lacking))
-        return wire.draw_to_proto(request, draw, lacking.astype(np.uint32), chunks)
-
-
-def _mirror_map(table: Table, mirror_slots: int) -> MirrorMap:
-    try:
-        return MirrorMap(table.num_pages, mirror_slots)
-    except ValueError as error:
-        raise SignatureError(f"table {table.config.name!r}: {error}") from None
+        mirror.sent(placement)
+        return wire.draw_to_proto(request, draw, placement.slots, placement.new_slots, chunks)
 
 
 def _check_reply_size(n: int, chunks: Iterable[Chunk]) -> None:

@@ -192,10 +192,22 @@ def test_a_tables_options_follow_the_newest_learner_and_actors_go_on() -> None:
     assert stream is not again
 
 
-def test_a_mirror_that_is_too_small_is_refused_and_says_so() -> None:
-    endpoint, _ = make()
-    with pytest.raises(SignatureError, match="mirror_slots is 7"):
-        endpoint.open_sample(sample_open(slots=7))
+def test_a_draw_that_needs_more_pages_than_the_mirror_has_is_refused() -> None:
+    endpoint, session = make()
+    inserts, opened = endpoint.open_insert(session.open_request(HANDSHAKE))
+    session.on_response(opened)
+    for mark in range(4):
+        session.put(chunk(mark))
+    message = session.next_message(force=True)
+    assert message is not None
+    inserts.handle(message)
+    stream, response = endpoint.open_sample(sample_open(slots=2))
+    assert response.opened.tables[0].mirror_slots == 2
+    draw = pb.DrawRequest(table="replay", request_number=1, counts=wire.to_bytes([2], "uint32"))
+    assert stream.handle(pb.SampleRequest(draw=draw)) is not None
+    draw.counts = wire.to_bytes([2, 2, 2, 2], "uint32")
+    with pytest.raises(SignatureError, match="4 pages are needed at once, must be at most 2"):
+        stream.handle(pb.SampleRequest(draw=draw))
 
 
 def test_a_stopping_shard_ends_its_streams_and_takes_no_new_ones() -> None:

@@ -174,7 +174,7 @@ def make_reply() -> pb.DrawReply:
         totals=TableTotals(2.5, 40, 50, n),
     )
     request = pb.DrawRequest(table="replay", request_number=17, counts=wire.to_bytes([1, 2], "uint32"))
-    return wire.draw_to_proto(request, draw, np.array([9], np.uint32), [make_chunk(5)])
+    return wire.draw_to_proto(request, draw, draw.pages, np.array([9], np.uint32), [make_chunk(5)])
 
 
 def test_a_draw_survives_the_wire() -> None:

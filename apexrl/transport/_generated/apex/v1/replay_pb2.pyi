@@ -628,7 +628,7 @@ class MirroredTable(_message.Message):
     TABLE_FIELD_NUMBER: _builtins.int
     MIRROR_SLOTS_FIELD_NUMBER: _builtins.int
     mirror_slots: _builtins.int
-    """Slots of the learner's mirror. Page p is mirrored in slot p mod mirror_slots. 0 = as many as the table has pages."""
+    """Pages that the learner's mirror has room for; the shard chooses their slots. 0 = all pages of the table."""
     @_builtins.property
     def table(self) -> Global___TableConfig: ...
     def __init__(
@@ -780,7 +780,7 @@ class OpenedTable(_message.Message):
     MIRROR_SLOTS_FIELD_NUMBER: _builtins.int
     num_pages: _builtins.int
     mirror_slots: _builtins.int
-    """Slots of the mirror that the shard will keep track of; slots from here on are scratch, valid for one reply."""
+    """Slots of the mirror that the shard will use. A draw must not need more pages at once."""
     @_builtins.property
     def totals(self) -> Global___TableTotals: ...
     def __init__(
