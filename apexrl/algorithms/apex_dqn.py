@@ -179,7 +179,7 @@ class ApexDQN:
             name="replay",
             signature=Signature(columns, geometry, self._stack, self._spec.padding),
             selector=SelectorConfig(SelectorKind(replay.selector), replay.priority_exponent, replay.uniform_mixture),
-            capacity_items=replay.capacity_items,
+            capacity_items=replay.shard_capacity_items,
             budget_bytes=replay.budget_bytes,
             initial_priority=InitialPriority(replay.initial_priority),
         )

@@ -9,6 +9,7 @@ time without locking a peer out.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -76,7 +77,7 @@ class ReplayConfig:
     """The replay table and where its shards are."""
 
     addresses: tuple[str, ...] = ("127.0.0.1:50051",)
-    """HOST:PORT of each shard."""
+    """HOST:PORT of each shard; `apex train` starts as many, on free ports."""
     listen: str = "127.0.0.1:50051"
     """HOST:PORT on which a shard started from this file listens."""
     selector: Literal["proportional", "rank_based", "uniform"] = "proportional"
@@ -94,9 +95,9 @@ class ReplayConfig:
     initial_priority: Literal["actor", "max"] = "actor"
     """Priority of new items: the actor's own TD error (Ape-X) or the table's maximum so far (PER)."""
     capacity_items: int = 2_000_000
-    """Soft capacity in items (transitions). Ape-X: 2,000,000."""
+    """Soft capacity in items (transitions) of all shards together. Ape-X: 2,000,000."""
     budget_bytes: int = 4 << 30
-    """Hard budget in bytes of encoded experience."""
+    """Hard budget in bytes of encoded experience of each shard."""
     min_items: int = 50_000
     """Items before the learner starts. Ape-X: 50,000."""
     samples_per_insert: float = 0.0
@@ -108,13 +109,19 @@ class ReplayConfig:
     metrics_port: int = 0
     """Port of a shard's /metrics; 0 = off."""
 
+    @property
+    def shard_capacity_items(self) -> int:
+        """Soft capacity of each shard."""
+        return math.ceil(self.capacity_items / len(self.addresses))
+
     def __post_init__(self) -> None:
         require(bool(self.addresses), "replay.addresses", self.addresses, "a list of HOST:PORT")
+        require(len(set(self.addresses)) == len(self.addresses), "replay.addresses", self.addresses, "each shard once")
         require(
-            len(self.addresses) == 1,
-            "replay.addresses",
-            self.addresses,
-            "one HOST:PORT (this version trains from one shard)",
+            len(self.addresses) == 1 or self.selector != "rank_based",
+            "replay.selector",
+            self.selector,
+            "proportional or uniform with several shards (ranks are of one table)",
         )
         for i, address in enumerate(self.addresses):
             _require_address(f"replay.addresses[{i}]", address)
@@ -132,10 +139,10 @@ class ReplayConfig:
         )
         require(1 <= self.chunk_starts <= 512, "replay.chunk_starts", self.chunk_starts, "in [1, 512]")
         require(
-            self.capacity_items >= self.chunk_starts,
+            self.shard_capacity_items >= self.chunk_starts,
             "replay.capacity_items",
             self.capacity_items,
-            f"at least one chunk ({self.chunk_starts})",
+            f"at least one chunk ({self.chunk_starts}) for each shard",
         )
         require(self.budget_bytes >= 1 << 20, "replay.budget_bytes", self.budget_bytes, "at least 1 MiB (1048576)")
         require(

@@ -68,7 +68,7 @@ class BatchBuffer:
     """Memory of one batch, allocated once; pinned if CUDA is available.
 
     :meth:`HostMirror.gather <apexrl.experience.mirror.HostMirror.gather>` writes columns, ``lengths`` and ``prefixes``;
-    ``keys`` and ``weights`` are the caller's to set.
+    ``keys``, ``shards`` and ``weights`` are the caller's to set.
     """
 
     def __init__(self, signature: Signature, batch_size: int) -> None:
@@ -96,6 +96,8 @@ class BatchBuffer:
         self.weights: npt.NDArray[np.float32] = self._weights.numpy()
         #: [B] u64; they name the items when their new priorities come back, and stay on the host.
         self.keys = np.zeros(batch_size, dtype=np.uint64)
+        #: [B] which shard each key is of.
+        self.shards = np.zeros(batch_size, dtype=np.uint16)
 
     @property
     def num_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Random numbers of draws: a function of the run, the table and the number of the request, without state.
 
-A shard therefore keeps no generator that a snapshot would have to hold, and a request that is asked again gives the
-same draw of the same table.
+Neither shards nor the learner therefore keep a generator that a snapshot would have to hold, and a request that is
+asked again gives the same draw of the same table.
 """
 
 from __future__ import annotations
@@ -26,3 +26,14 @@ def uniforms(run_seed: int, table_name: str, request_number: int, n: int) -> npt
     """
     counter = np.array([0, request_number, 0, 0], np.uint64)
     return np.random.Generator(np.random.Philox(key=_key(run_seed, table_name), counter=counter)).random(n)
+
+
+def shares_generator(run_seed: int, table_name: str, request_number: int) -> np.random.Generator:
+    """What divides the batches of a request among the shards; shares no numbers with any draw."""
+    counter = np.array([0, request_number, 0, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(key=_key(run_seed, f"{table_name}/shares"), counter=counter))
+
+
+def shard_seed(run_seed: int, shard: int) -> int:
+    """The seed that a shard draws with: the run's for shard 0, far from it for the others."""
+    return (run_seed + shard * 0x9E3779B97F4A7C15) % (1 << 64)

@@ -36,6 +36,7 @@ class InsertClient:
             outlives a learner's run).
         table: where the chunks go.
         max_unacked_chunks: size of the window.
+        condition: notified when there may be room, shared with other clients; one of its own by default.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class InsertClient:
         handshake: Handshake | Callable[[], Handshake],
         table: TableConfig,
         max_unacked_chunks: int,
+        *,
+        condition: threading.Condition | None = None,
     ) -> None:
         self.address = address
         self._handshake = handshake
-        self._condition = threading.Condition()
+        self._condition = condition or threading.Condition()
         self._session = InsertSession(table, max_unacked_chunks)
         self._flushing = 0
         self._closed = False
@@ -72,6 +75,12 @@ class InsertClient:
     def connected(self) -> bool:
         with self._condition:
             return self._session.is_open
+
+    @property
+    def room(self) -> int:
+        """Chunks that may be put without waiting."""
+        with self._condition:
+            return self._session.room
 
     @property
     def unacked(self) -> int:

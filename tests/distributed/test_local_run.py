@@ -88,7 +88,7 @@ def test_training_goes_on_after_a_kill_of_each_service(scene: Scene) -> None:
     )
 
     before = status
-    scene.kill(scene.run.replay)
+    scene.kill(scene.run.shards[0])
     scene.until(lambda s: bool(s.waiting) or s.replay_items < before.replay_items, "the learner notices the lost shard")
     status = scene.until(
         lambda s: s.learner_updates > before.learner_updates + 50, "training goes on with an empty shard"

@@ -24,7 +24,7 @@ from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics
 from apexrl.transport import coordinator_pb2 as pb
 from apexrl.transport.coordinator_client import CoordinatorClient
 from apexrl.transport.handshake import Handshake
-from apexrl.transport.insert_client import InsertClient
+from apexrl.transport.insert_fleet import InsertFleet
 from apexrl.transport.parameter_client import ParameterClient
 from apexrl.types import Chunk, Parameters, ParameterVersion
 
@@ -92,8 +92,12 @@ def run_actor(
         index = peers.membership.indices[0] if peers.membership.indices else 0
         seed = integer_seed(config.seed, "actor", index, peers.membership.incarnation)
         loop = ActorLoop(config=config, env=env, algorithm=algorithm, networks=networks, seed=seed)
-        insert = InsertClient(
-            config.replay.addresses[0], peers.handshake, algorithm.tables()[0].config, config.actor.max_unacked_chunks
+        insert = InsertFleet(
+            config.replay.addresses,
+            peers.handshake,
+            algorithm.tables()[0].config,
+            config.actor.max_unacked_chunks,
+            first=index // config.actor.lanes,
         )
         _Acting(config, loop, peers, insert, metrics, stop).run(first, on_ready)
     finally:
@@ -109,7 +113,7 @@ class _Acting:
         config: ExperimentConfig[Any],
         loop: ActorLoop,
         peers: _Peers,
-        insert: InsertClient,
+        insert: InsertFleet,
         metrics: ActorMetrics,
         stop: Shutdown,
     ) -> None:

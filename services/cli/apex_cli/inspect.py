@@ -72,23 +72,25 @@ def memory_table(config: ExperimentConfig[Any]) -> list[tuple[str, float, str]]:
     for spec in algorithm.tables():
         table = spec.config
         geometry = table.signature.geometry
-        slots = mirror_slots(table, config.learner.batch_size, config.learner.mirror_bytes) or table.num_pages
+        shards = len(config.replay.addresses)
+        pages = shards * table.num_pages
+        slots = mirror_slots(table, shards, config.learner.batch_size, config.learner.mirror_bytes) * shards or pages
         rows += [
             (
-                f"replay: chunks of {table.name!r}",
+                f"replay: chunks of {table.name!r}, each shard",
                 min(encoded_bytes(table), table.budget_bytes),
                 f"{table.capacity_items:,} items in chunks of {geometry.starts}; estimated, at most "
                 f"{table.budget_bytes / 2**30:.2f} GiB",
             ),
             (
-                f"replay: index of {table.name!r}",
+                f"replay: index of {table.name!r}, each shard",
                 index_bytes(table),
                 f"{table.num_pages:,} pages, one leaf per start row",
             ),
             (
                 f"learner: mirror of {table.name!r}",
                 slots * table.signature.page_bytes,
-                f"{slots:,} of {table.num_pages:,} pages of {geometry.rows} rows, decoded",
+                f"{slots:,} of {pages:,} pages of {geometry.rows} rows, decoded",
             ),
             (
                 "learner: ring of batches",

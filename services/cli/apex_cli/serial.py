@@ -23,9 +23,11 @@ from apex_actor.evaluation import evaluate
 from apex_actor.exploring import lane_epsilons
 from apex_actor.loop import ActorLoop
 from apex_actor.membership import Membership
-from apex_learner.batches import DrawPipeline, PrefetchDepth, mirror_slots
+from apex_learner.assembler import BatchAssembler, DrawPlan
+from apex_learner.batches import PrefetchDepth, mirror_slots
 from apex_learner.coordinator import Coordinator, Progress
-from apex_learner.process import make_limiter, make_state
+from apex_learner.process import make_state
+from apex_learner.sampling import make_limiter
 from apex_learner.trainer import Counters, Trainer
 from apex_replay.endpoint import ReplayEndpoint
 from apexrl.algorithms import make_algorithm
@@ -140,10 +142,11 @@ class SerialSystem:
 
     def _learn(self) -> None:
         self._set_insert_limit()
-        self._pipeline.observe(self._table_totals(), self._boot)
-        plan = self._pipeline.plan(ready=0)
-        if plan is None:
-            return
+        self._assembler.observe(0, self._table_totals(), self._boot)
+        for plan in self._assembler.plan(ready=0):
+            self._draw(plan)
+
+    def _draw(self, plan: DrawPlan) -> None:
         request = replay_pb2.SampleRequest(
             draw=replay_pb2.DrawRequest(
                 table=self._spec.config.name,
@@ -155,10 +158,10 @@ class SerialSystem:
         assert response is not None, "a draw has a reply"
         drawn = wire.draw_from_proto(self._spec.config.signature, self._mirror_slots, over_the_wire(response).draw)
         self.trace.add(drawn.keys, drawn.probabilities)
-        for batch in self._pipeline.apply(drawn, self._boot):
+        for batch in self._assembler.apply(0, drawn, self._boot):
             priorities = self.trainer.update(batch)
             if priorities is None:
-                self._pipeline.ring.release(batch)
+                self._assembler.ring.release(batch)
                 continue
             self.trace.add(priorities)
             update = replay_pb2.UpdatePrioritiesRequest(
@@ -168,7 +171,7 @@ class SerialSystem:
                 priorities=wire.to_bytes(priorities, "float32"),
             )
             self._endpoint.update_priorities(over_the_wire(update))
-            self._pipeline.ring.release(batch)
+            self._assembler.ring.release(batch)
 
     def _set_insert_limit(self) -> None:
         (limit,) = self._limiter.insert_limits()
@@ -218,7 +221,7 @@ class SerialSystem:
 
     def checkpoint(self, *, with_replay: bool) -> Checkpoint:
         """The learner's state, and the replay table beside it if asked for."""
-        self.trainer.counters.draw_requests = self._pipeline.requests_made
+        self.trainer.counters.draw_requests = self._assembler.requests_made
         state = self.engine.table(self._spec.config.name).state() if with_replay else {}
         return Checkpoint(
             snapshot(self.trainer.state, self.trainer.epoch),
@@ -278,8 +281,8 @@ class SerialSystem:
         if checkpoint is not None and REPLAY_ATTACHMENT in checkpoint.attachments:
             self.engine.table(table.name).load_state(load_arrays(checkpoint.attachments[REPLAY_ATTACHMENT]))
             # The table's counters go on, so to those who count by boots nothing was restarted.
-            self.engine.boot_id = bytes.fromhex(checkpoint.counters["shard_boot"])
-        slots = mirror_slots(table, self.config.learner.batch_size, self.config.learner.mirror_bytes)
+            self.engine.boot_id = bytes.fromhex(checkpoint.counters["shard_boots"][0])
+        slots = mirror_slots(table, 1, self.config.learner.batch_size, self.config.learner.mirror_bytes)
         open_request = replay_pb2.SampleRequest(
             open=replay_pb2.SampleOpen(
                 handshake=self._handshake.to_proto(),
@@ -295,16 +298,18 @@ class SerialSystem:
         self._boot = opened.boot
         depth = PrefetchDepth(fixed=1)
         self._limiter = make_limiter(self.config, self._spec, depth)
-        self._pipeline = DrawPipeline(
+        self._assembler = BatchAssembler(
             table,
+            num_shards=1,
             batch_size=self.config.learner.batch_size,
             depth=depth,
             limiter=self._limiter,
             importance_sampling_exponent=self.trainer.importance_sampling_exponent,
+            run_seed=self.config.seed,
             requests_made=self.trainer.counters.draw_requests,
         )
         totals = wire.totals_from_proto(opened_table.totals)
-        self._pipeline.open(OpenedTable(opened_table.num_pages, opened_table.mirror_slots, totals), self._boot)
+        self._assembler.open(0, OpenedTable(opened_table.num_pages, opened_table.mirror_slots, totals), self._boot)
 
     def _make_actor(self) -> None:
         lanes = self.config.actor.lanes

@@ -101,15 +101,18 @@ class LocalRun:
     def __init__(self, config: ExperimentConfig[Any], run: RunDirectory) -> None:
         self._config = config
         self._run = run
-        replay_port, learner_port = free_ports(2)
-        replay, learner = f"127.0.0.1:{replay_port}", f"127.0.0.1:{learner_port}"
+        shards = len(config.replay.addresses)
+        *replay, learner = (f"127.0.0.1:{port}" for port in free_ports(shards + 1))
         common = ["--config", str(run.config_yaml)]
-        addresses = ["--replay.addresses", replay, "--learner.address", learner]
+        addresses = ["--replay.addresses", *replay, "--learner.address", learner]
 
         def service(name: str, module: str, *arguments: str) -> Service:
             return Service(name, module, [*common, *arguments], run.logs / f"{name}.log")
 
-        self.replay = service("replay", "apex_replay", "--replay.listen", replay)
+        self.shards = [
+            service("replay" if shards == 1 else f"replay-{i}", "apex_replay", "--replay.listen", address)
+            for i, address in enumerate(replay)
+        ]
         self.learner = service(
             "learner", "apex_learner", "--run-dir", str(run.path), *addresses, "--learner.listen", learner
         )
@@ -124,7 +127,7 @@ class LocalRun:
 
     @property
     def services(self) -> list[Service]:
-        return [self.replay, self.learner, *self.actors, *self.evaluators]
+        return [*self.shards, self.learner, *self.actors, *self.evaluators]
 
     def start(self) -> None:
         """Start all services; the order does not matter."""
@@ -164,7 +167,7 @@ class LocalRun:
         """Stop everything within ten seconds, the learner saving; returns who had to be killed."""
         self._client.close()
         first, last = STOP_SECONDS
-        return stop_in_order([([*self.actors, *self.evaluators, self.learner], first), ([self.replay], last)])
+        return stop_in_order([([*self.actors, *self.evaluators, self.learner], first), (self.shards, last)])
 
     def _await_last_evaluation(self, view: View, shutdown: Shutdown) -> None:
         """Give the evaluator time for the final parameters, so that a finished run ends with their return."""

@@ -6,56 +6,69 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from apex_learner.batches import DrawPipeline
+from apex_learner.assembler import BatchAssembler
 from apexrl.experience.batch import BatchBuffer
 from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.telemetry.logging import get_logger
 from apexrl.transport.errors import Closed
-from apexrl.transport.sample_client import SampleClient, StreamOpened
+from apexrl.transport.sample_client import SampleClient, StreamOpened, StreamReply
 from apexrl.types import SignatureError, TableTotals
 
 log = get_logger(__name__)
 
-#: The longest that a freed place in the ring, or a new report of totals, waits to be noticed.
+#: The longest that a freed place in the ring waits to be noticed.
 TURN_SECONDS = 0.02
 #: Insert limits are sent at least this often, also while nothing may be drawn.
 LIMITS_SECONDS = 0.2
 
 
+@dataclass
+class _Link:
+    """The stream to one shard, as this thread has seen it."""
+
+    client: SampleClient
+    connection: int = 0
+    """0 = none."""
+    boot: bytes = b""
+    requested: deque[float] = field(default_factory=deque)
+    """When each unanswered request was sent."""
+
+
 class Prefetcher:
-    """Runs a :class:`DrawPipeline` against a shard.
+    """Runs a :class:`BatchAssembler` against its shards.
 
     Args:
-        client: the sample stream.
+        clients: one per shard; each sets ``wake`` when something has come.
         table: name of the table.
-        pipeline: owned by this thread from now on, but for its ring.
+        assembler: owned by this thread from now on, but for its ring.
         limiter: owned by this thread from now on.
-        on_totals: called with every report, on this thread.
-        on_latency: called with the seconds from a request to its reply, on this thread.
+        wake: set to end the wait between two turns.
+        on_totals: called with shard, report and boot, on this thread.
+        on_latency: called with a shard and the seconds from a request to its reply, on this thread.
     """
 
     def __init__(
         self,
-        client: SampleClient,
+        clients: Sequence[SampleClient],
         table: str,
-        pipeline: DrawPipeline,
+        assembler: BatchAssembler,
         limiter: SamplesPerInsertLimiter,
-        on_totals: Callable[[TableTotals, bytes], None],
-        on_latency: Callable[[float], None],
+        wake: threading.Event,
+        on_totals: Callable[[int, TableTotals, bytes], None],
+        on_latency: Callable[[int, float], None],
     ) -> None:
-        self._client = client
+        self._links = [_Link(client) for client in clients]
         self._table = table
-        self._pipeline = pipeline
+        self._assembler = assembler
         self._limiter = limiter
+        self._wake = wake
         self._on_totals = on_totals
         self._on_latency = on_latency
-        self._requested: deque[float] = deque()
         self._ready: queue.Queue[BatchBuffer] = queue.Queue()
         self._stopping = threading.Event()
-        self._connection = 0
-        self._boot = b""
         self._limits_sent = 0.0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -80,19 +93,23 @@ class Prefetcher:
 
     def release(self, batch: BatchBuffer) -> None:
         """Give a batch's memory back."""
-        self._pipeline.ring.release(batch)
+        self._assembler.ring.release(batch)
 
     def waiting(self) -> str | None:
         """What the learner waits for, in words; None if for nothing."""
-        return self._client.waiting() or self._limiter.waiting()
+        absences = [absence for link in self._links if (absence := link.client.waiting()) is not None]
+        return "; ".join(absences) or self._limiter.waiting()
 
     def stop(self) -> None:
         self._stopping.set()
+        self._wake.set()
         self._thread.join()
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                self._wake.wait(TURN_SECONDS)
+                self._wake.clear()
                 self._turn()
         except Closed:
             return
@@ -100,44 +117,64 @@ class Prefetcher:
             self._failure = error
 
     def _turn(self) -> None:
-        event = self._client.next_event(TURN_SECONDS)
-        if isinstance(event, StreamOpened):
-            self._connection = event.connection
-            self._boot = event.boot
-            self._requested.clear()
-            self._pipeline.open(event.tables[self._table], event.boot)
-            self._limits_sent = 0.0
-        elif event is not None:
-            self._on_latency(time.monotonic() - self._requested.popleft())
-            try:
-                batches = self._pipeline.apply(event.result, self._boot)
-            except SignatureError as error:
-                log.warning("a draw reply cannot be applied; opening the stream anew", error=str(error))
-                self._client.reconnect(str(error))
-                return
-            for batch in batches:
-                self._ready.put(batch)
-        if self._connection:
-            self._take_totals()
-            self._send_limits()
-            self._request()
+        for shard, link in enumerate(self._links):
+            if link.connection and link.client.info is None:
+                link.connection = 0
+                self._assembler.lost(shard)
+            while (event := link.client.next_event(0.0)) is not None:
+                self._handle(shard, link, event)
+            self._take_totals(shard, link)
+        self._send_limits()
+        self._request()
 
-    def _take_totals(self) -> None:
-        report = self._client.report(self._table)
-        if report is not None and report[0] == self._boot:
-            self._pipeline.observe(report[1], self._boot)
-            self._on_totals(report[1], self._boot)
+    def _handle(self, shard: int, link: _Link, event: StreamOpened | StreamReply) -> None:
+        if isinstance(event, StreamOpened):
+            link.connection = event.connection
+            link.boot = event.boot
+            link.requested.clear()
+            self._assembler.open(shard, event.tables[self._table], event.boot)
+            self._limits_sent = 0.0
+            return
+        if event.connection != link.connection:
+            return
+        self._on_latency(shard, time.monotonic() - link.requested.popleft())
+        try:
+            batches = self._assembler.apply(shard, event.result, link.boot)
+        except SignatureError as error:
+            log.warning("a draw reply cannot be applied; opening the stream anew", shard=shard, error=str(error))
+            link.client.reconnect(str(error))
+            link.connection = 0
+            self._assembler.lost(shard)
+            return
+        for batch in batches:
+            self._ready.put(batch)
+
+    def _take_totals(self, shard: int, link: _Link) -> None:
+        report = link.client.report(self._table)
+        if link.connection and report is not None and report[0] == link.boot:
+            self._assembler.observe(shard, report[1], link.boot)
+            self._on_totals(shard, report[1], link.boot)
 
     def _send_limits(self) -> None:
         now = time.monotonic()
-        if now - self._limits_sent >= LIMITS_SECONDS:
-            self._client.set_insert_limits({self._table: self._limiter.insert_limits()[0]})
-            self._limits_sent = now
+        if now - self._limits_sent < LIMITS_SECONDS:
+            return
+        self._limits_sent = now
+        for link, limit in zip(self._links, self._limiter.insert_limits(), strict=True):
+            if link.connection:
+                link.client.set_insert_limits({self._table: limit})
 
     def _request(self) -> None:
-        while (plan := self._pipeline.plan(self._ready.qsize())) is not None:
-            if not self._client.request_draw(self._table, plan.request_number, plan.counts, self._connection):
-                self._pipeline.withdraw(plan)
-                return
-            self._requested.append(time.monotonic())
+        while plans := self._assembler.plan(self._ready.qsize()):
             self._limits_sent = 0.0
+            refused = []
+            for plan in plans:
+                link = self._links[plan.shard]
+                if link.client.request_draw(self._table, plan.request_number, plan.counts, link.connection):
+                    link.requested.append(time.monotonic())
+                else:
+                    refused.append(plan)
+            for plan in refused:
+                self._assembler.withdraw(plan)
+            if refused:
+                return

@@ -1,27 +1,26 @@
-"""The learner process: connects the trainer to the shard, the serving child and the disk."""
+"""The learner process: connects the trainer to the shards, the serving child and the disk."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from apex_learner.batches import DrawPipeline, PrefetchDepth, mirror_slots
 from apex_learner.coordinator import Progress
-from apex_learner.prefetch import Prefetcher
 from apex_learner.publisher import Publisher
 from apex_learner.rates import Rates
+from apex_learner.sampling import Sampling
 from apex_learner.trainer import Counters, NonfiniteLossError, Trainer
 from apexrl.algorithms import make_algorithm
-from apexrl.algorithms.base import Algorithm, LearnerState, TableSpec
+from apexrl.algorithms.base import Algorithm, LearnerState
 from apexrl.config import ConfigError, ExperimentConfig, shared_json, to_plain
 from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
-from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.runtime.checkpoint import Checkpoint, CheckpointStore
 from apexrl.runtime.checkpoint_writer import CheckpointWriter, Written
 from apexrl.runtime.learner_snapshot import restore, snapshot
@@ -33,7 +32,7 @@ from apexrl.telemetry.metrics import LearnerMetrics
 from apexrl.transport.errors import ListenError
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.info_client import UnreachableError, fetch_info
-from apexrl.transport.sample_client import LearnerIdentity, SampleClient
+from apexrl.transport.sample_client import LearnerIdentity
 from apexrl.types import EnvSpec, TableTotals
 
 log = get_logger(__name__)
@@ -65,20 +64,6 @@ def make_state(config: ExperimentConfig[Any], algorithm: Algorithm, device: torc
     return algorithm.init(networks, integer_seed(config.seed, "learner"))
 
 
-def make_limiter(config: ExperimentConfig[Any], table: TableSpec, depth: PrefetchDepth) -> SamplesPerInsertLimiter:
-    """The limiter that holds the run's samples per insert."""
-    replay = config.replay
-    return SamplesPerInsertLimiter.for_run(
-        samples_per_insert=replay.samples_per_insert,
-        min_items=replay.min_items,
-        slack_items=replay.slack_items,
-        batch_size=config.learner.batch_size,
-        prefetch_batches=depth.largest,
-        chunk_starts=table.config.signature.geometry.starts,
-        num_lanes=config.local.actors * config.actor.lanes,
-    )
-
-
 class LearnerProcess:
     """One learner from start to stop.
 
@@ -106,7 +91,6 @@ class LearnerProcess:
         self._spec: EnvSpec = env_spec(config.env)
         self._algorithm = make_algorithm(config, self._spec)
         (self._table,) = self._algorithm.tables()
-        slots = mirror_slots(self._table.config, config.learner.batch_size, config.learner.mirror_bytes)
         device = pick_device(config.learner.device)
         self._store = CheckpointStore(run.checkpoints, config.learner.keep_checkpoints)
         try:
@@ -121,32 +105,16 @@ class LearnerProcess:
         self._writer = CheckpointWriter(
             self._store, on_written=self._checkpoint_written, on_failed=metrics.checkpoint_failures.inc
         )
-        self._client = SampleClient(
-            config.replay.addresses[0],
+        self._sampling = Sampling(
+            config,
+            self._table,
             Handshake(run.run_id, shared_json(config)),
             LearnerIdentity(self._epoch, self._instance),
-            [self._table.config],
-            config.seed,
-            mirror_slots=slots,
             discard_other_run=discard_other_run,
-        )
-        self._depth = PrefetchDepth(config.learner.prefetch_batches)
-        self._limiter = make_limiter(config, self._table, self._depth)
-        self._pipeline = DrawPipeline(
-            self._table.config,
-            batch_size=config.learner.batch_size,
-            depth=self._depth,
-            limiter=self._limiter,
             importance_sampling_exponent=self._trainer.importance_sampling_exponent,
             requests_made=self._trainer.counters.draw_requests,
-        )
-        self._prefetcher = Prefetcher(
-            self._client,
-            self._table.config.name,
-            self._pipeline,
-            self._limiter,
             on_totals=self._take_totals,
-            on_latency=metrics.sample_latency_seconds.labels("0").observe,
+            on_latency=lambda shard, seconds: metrics.sample_latency_seconds.labels(str(shard)).observe(seconds),
         )
         self._rates = Rates()
         self._waiting = Waiting(log)
@@ -197,8 +165,7 @@ class LearnerProcess:
 
     def close(self) -> None:
         """Stop threads and the child, release the directory. Saves nothing."""
-        self._client.close()
-        self._prefetcher.stop()
+        self._sampling.close()
         self._publisher.close()
         self._writer.close()
         self._store.close()
@@ -208,27 +175,23 @@ class LearnerProcess:
     def _turn(self) -> None:
         """Wait for a batch and learn from it."""
         started = time.perf_counter()
-        batch = self._prefetcher.next(timeout_seconds=0.25)
+        batch = self._sampling.next(timeout_seconds=0.25)
         got = time.perf_counter()
         self._rates.waited(got - started)
         if batch is None:
-            self._waiting.on(self._prefetcher.waiting() or "the replay shard's answer to a draw")
+            self._waiting.on(self._sampling.waiting() or "the replay shards' answers to draws")
             return
         self._waiting.done()
         self._learn(batch)
         seconds = time.perf_counter() - got
-        self._depth.observe(seconds)
+        self._sampling.depth.observe(seconds)
         self._rates.updated(seconds)
         self._metrics.step_seconds.observe(seconds)
         if self._trainer.finished():
             self._finish()
 
     def _learn(self, batch: BatchBuffer) -> None:
-        priorities = self._trainer.update(batch)
-        keys = batch.keys.copy()
-        self._prefetcher.release(batch)
-        if priorities is not None:
-            self._client.update_priorities(self._table.config.name, keys, priorities)
+        self._sampling.learned(batch, self._trainer.update(batch))
 
     def _finish(self) -> None:
         self._finished = True
@@ -265,7 +228,7 @@ class LearnerProcess:
             return
         started = time.perf_counter()
         self._trainer.advance_clock()
-        self._trainer.counters.draw_requests = self._pipeline.requests_made
+        self._trainer.counters.draw_requests = self._sampling.requests_made
         self._writer.submit(
             Checkpoint(
                 snapshot(self._trainer.state, self._epoch),
@@ -296,8 +259,8 @@ class LearnerProcess:
             global_frames=frames,
             updates_per_second=self._rates.updates_per_second,
             frames_per_second=self._rates.frames_per_second,
-            samples_per_insert=self._limiter.achieved_ratio,
-            replay_items=self._pipeline.totals.num_items,
+            samples_per_insert=self._sampling.samples_per_insert,
+            replay_items=self._sampling.num_items,
             min_replay_items=self._config.replay.min_items,
             loss=self._metric("loss"),
             batch_wait_ratio=self._rates.wait_ratio,
@@ -319,8 +282,8 @@ class LearnerProcess:
             **learned,
             "updates_per_second": self._rates.updates_per_second,
             "frames_per_second": self._rates.frames_per_second,
-            "samples_per_insert": self._limiter.achieved_ratio,
-            "replay_items": self._pipeline.totals.num_items,
+            "samples_per_insert": self._sampling.samples_per_insert,
+            "replay_items": self._sampling.num_items,
             "batch_wait_ratio": self._rates.wait_ratio,
             "nonfinite_updates": self._trainer.counters.nonfinite_updates,
         }
@@ -332,10 +295,10 @@ class LearnerProcess:
         metrics.follow(metrics.nonfinite, trainer.counters.nonfinite_updates)
         metrics.follow(metrics.phase_seconds, self._rates.total_wait_seconds, "batch_wait")
         metrics.follow(metrics.phase_seconds, self._rates.total_update_seconds, "update")
-        metrics.prefetch_batches.set(self._prefetcher.num_ready)
+        metrics.prefetch_batches.set(self._sampling.num_ready)
         metrics.global_frames.set(trainer.counters.global_frames)
-        metrics.samples_per_insert.set(self._limiter.achieved_ratio)
-        metrics.replay_shards_live.set(0 if self._client.info is None else 1)
+        metrics.samples_per_insert.set(self._sampling.samples_per_insert)
+        metrics.replay_shards_live.set(self._sampling.num_shards_live)
         fleet = self._publisher.fleet
         metrics.follow(metrics.params_served_bytes, fleet.get("served_bytes", 0.0))
         metrics.follow(metrics.params_not_modified, fleet.get("not_modified", 0.0))
@@ -355,11 +318,15 @@ class LearnerProcess:
 
     def _shards_epoch(self) -> int:
         """The highest epoch that a reachable shard has accepted."""
-        try:
-            info = fetch_info(self._config.replay.addresses[0], timeout_seconds=EPOCH_QUESTION_SECONDS)
-        except UnreachableError:
-            return 0
-        return int(info.learner_epoch)
+
+        def epoch_of(address: str) -> int:
+            try:
+                return int(fetch_info(address, timeout_seconds=EPOCH_QUESTION_SECONDS).learner_epoch)
+            except UnreachableError:
+                return 0
+
+        with ThreadPoolExecutor(len(self._config.replay.addresses)) as pool:
+            return max(pool.map(epoch_of, self._config.replay.addresses))
 
     def _make_trainer(self, device: torch.device) -> Trainer:
         config = self._config
@@ -392,8 +359,8 @@ class LearnerProcess:
         except ListenError as error:
             raise ConfigError(f"learner.listen: {error}") from error
 
-    def _take_totals(self, totals: TableTotals, boot: bytes) -> None:
-        self._trainer.counters.observe_inserted(totals.inserted, boot)
+    def _take_totals(self, shard: int, totals: TableTotals, boot: bytes) -> None:
+        self._trainer.counters.observe_inserted(totals.inserted, boot, shard)
 
     def _checkpoint_written(self, written: Written) -> None:
         self._metrics.checkpoint_last_success.set_to_current_time()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,16 @@ class NonfiniteLossError(RuntimeError):
 class Counters:
     """Totals of the whole run; part of every checkpoint.
 
-    A shard counts its inserts since its own start (``boot``). Frames of starts that ended are kept in
+    Each shard counts its inserts since its own start (``boot``). Frames of starts that ended are kept in
     ``frames_before``, so neither a new shard nor a new learner breaks the count.
     """
 
     action_repeat: int
     frames_before: int = 0
-    shard_boot: str = ""
-    shard_inserted: int = 0
+    shard_boots: list[str] = field(default_factory=list)
+    """[K] in hex; "" = not seen yet."""
+    shard_inserted: list[int] = field(default_factory=list)
+    """[K]"""
     seconds: float = 0.0
     """Wall-clock of learning, in all starts together."""
     draw_requests: int = 0
@@ -49,14 +51,17 @@ class Counters:
     @property
     def global_frames(self) -> int:
         """Environment frames of all actors."""
-        return self.frames_before + self.shard_inserted * self.action_repeat
+        return self.frames_before + sum(self.shard_inserted) * self.action_repeat
 
-    def observe_inserted(self, inserted: int, boot: bytes) -> None:
+    def observe_inserted(self, inserted: int, boot: bytes, shard: int = 0) -> None:
         """Take in the insert counter of a shard that started as ``boot``."""
-        if boot.hex() != self.shard_boot:
-            self.frames_before = self.global_frames
-            self.shard_boot = boot.hex()
-        self.shard_inserted = inserted
+        missing = shard + 1 - len(self.shard_boots)
+        self.shard_boots += [""] * missing
+        self.shard_inserted += [0] * missing
+        if boot.hex() != self.shard_boots[shard]:
+            self.frames_before += self.shard_inserted[shard] * self.action_repeat
+            self.shard_boots[shard] = boot.hex()
+        self.shard_inserted[shard] = inserted
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -105,6 +105,11 @@ def test_frames_count_on_over_shards_and_learners() -> None:
     resumed = Counters(**counters.to_dict())
     resumed.observe_inserted(30, b"b")
     assert resumed.global_frames == 520, "the same shard, seen by the next learner"
+    resumed.observe_inserted(7, b"c", shard=2)
+    assert resumed.global_frames == 548, "another shard beside it"
+    resumed.observe_inserted(2, b"d", shard=2)
+    assert resumed.global_frames == 556
+    assert Counters(**resumed.to_dict()) == resumed
 
 
 def test_ten_broken_updates_in_a_row_end_the_learner() -> None:
