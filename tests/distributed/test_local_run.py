@@ -16,7 +16,9 @@ from apexrl.config import load_experiment
 from apexrl.runtime.checkpoint import CheckpointStore
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.transport import coordinator_pb2 as pb
+from apexrl.transport import replay_pb2
 from apexrl.transport.coordinator_client import CoordinatorClient
+from apexrl.transport.info_client import UnreachableError, fetch_info
 
 CATCH = Path(__file__).parents[2] / "configs" / "catch_apex_dqn.yaml"
 #: The machine may be busy; nothing here waits this long on an idle one.
@@ -145,3 +147,56 @@ def test_a_run_ends_by_itself_at_its_last_update(tmp_path: Path) -> None:
         assert saved.version.step == 60
     finally:
         scene.close()
+
+
+@pytest.mark.timeout(300)
+def test_training_goes_on_while_one_of_two_shards_is_gone_and_takes_it_back(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", "--replay.addresses", "a:1", "b:1")
+    try:
+        assert [service.name for service in scene.run.shards] == ["replay-0", "replay-1"]
+        scene.until(lambda s: s.learner_updates > 50, "learning begins")
+        items = [shard_items(service) for service in scene.run.shards]
+        assert all(count > 0 for count in items), f"both shards are filled: {items}"
+
+        lost = scene.run.shards[1]
+        scene.kill(lost)
+        updates = scene.client.get_status(timeout=5.0).learner_updates
+        deadline = time.monotonic() + WAIT_SECONDS
+        while scene.client.get_status(timeout=5.0).learner_updates < updates + 100:
+            assert time.monotonic() < deadline, "training goes on from the other shard"
+            time.sleep(0.1)
+
+        before = scene.until(lambda s: lost.running, "the shard is started again")
+        scene.until(lambda s: s.learner_updates > before.learner_updates + 100, "training goes on")
+        deadline = time.monotonic() + WAIT_SECONDS
+        while shard_items(lost) == 0:
+            assert time.monotonic() < deadline, "actors fill the returned shard"
+            time.sleep(0.1)
+        drawn = shard_drawn(lost)
+        scene.until(lambda s: shard_drawn(lost) > drawn, "the learner draws from it again")
+        status = scene.client.get_status(timeout=5.0)
+        assert status.epoch == 1
+        assert status.global_frames >= before.global_frames
+    finally:
+        scene.close()
+
+
+def shard_items(service: Service) -> int:
+    """Items that a shard holds; 0 if it cannot be asked."""
+    totals = shard_totals(service)
+    return 0 if totals is None else int(totals.num_items)
+
+
+def shard_drawn(service: Service) -> int:
+    """Items ever drawn from a shard; 0 if it cannot be asked."""
+    totals = shard_totals(service)
+    return 0 if totals is None else int(totals.drawn)
+
+
+def shard_totals(service: Service) -> replay_pb2.TableTotals | None:
+    address = service.arguments[service.arguments.index("--replay.listen") + 1]
+    try:
+        info = fetch_info(address, timeout_seconds=5.0)
+    except UnreachableError:
+        return None
+    return info.tables[0].totals if info.tables else None
