@@ -10,12 +10,12 @@ import dataclasses
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from apexrl.replay.keys import BOOT_BITS
-from apexrl.replay.table import Table
+from apexrl.replay.table import Keys, Table
 from apexrl.types import Chunk, Signature, SignatureError, TableConfig, TableTotals
 
 #: Incarnations that have been silent for this long are forgotten; an actor does not come back after that.
@@ -35,6 +35,18 @@ class AcceptedLearner(NamedTuple):
     """Another learner was served before: close its streams before answering."""
     cleared: bool
     """Experience of another run was dropped: every open stream refers to tables that are gone."""
+
+
+class Observer(Protocol):
+    """Whoever keeps a record of what the engine holds. Called by the engine's owner, at once."""
+
+    def stored(self, incarnation: bytes, number: int, table: str, chunk: Chunk, inserted: int) -> None:
+        """A chunk is in a table, into which so many items were ever ``inserted``."""
+        ...
+
+    def cleared(self) -> None:
+        """The tables are gone."""
+        ...
 
 
 class TableInfo(NamedTuple):
@@ -73,7 +85,8 @@ class ReplayEngine:
     """See the module. ``boot`` [0, 4095] goes into keys: random unless given, so that restarts differ."""
 
     def __init__(self, boot: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._boot = secrets.randbits(BOOT_BITS) if boot is None else boot
+        self.boot = secrets.randbits(BOOT_BITS) if boot is None else boot
+        self.observer: Observer | None = None
         self._clock = clock
         self._seen: OrderedDict[tuple[bytes, str], _Seen] = OrderedDict()
         self.tables: dict[str, Table] = {}
@@ -93,7 +106,7 @@ class ReplayEngine:
         """
         table = self.tables.get(config.name)
         if table is None:
-            table = self.tables[config.name] = Table(config, self._boot)
+            table = self.tables[config.name] = Table(config, self.boot)
             return table
         if table.config.signature != config.signature:
             differences = _differences(table.config.signature, config.signature)
@@ -110,9 +123,9 @@ class ReplayEngine:
         table = self.create_or_match(config)
         if table.config == config:
             return False
-        boot = (self._boot + 1) % (1 << BOOT_BITS)
+        boot = (self.boot + 1) % (1 << BOOT_BITS)
         self.tables[config.name] = table.rebuilt(config, boot)
-        self._boot = boot
+        self.boot = boot
         return True
 
     def table(self, name: str) -> Table:
@@ -142,12 +155,35 @@ class ReplayEngine:
             self._seen.move_to_end(key)
             owner.duplicates += 1
             return False
-        owner.insert(chunk)
-        self._seen[key] = _Seen(number, self._clock())
-        self._seen.move_to_end(key)
-        if len(self._seen) > MAX_INCARNATIONS:
-            self._seen.popitem(last=False)
+        if owner.insert(chunk).size and self.observer is not None:
+            self.observer.stored(incarnation, number, table, chunk, owner.inserted)
+        self._note_seen(incarnation, number, table)
         return True
+
+    def restore(
+        self,
+        *,
+        run_id: str,
+        boot: int,
+        boot_id: bytes,
+        learner_epoch: int,
+        learner_instance: bytes,
+        tables: Sequence[TableConfig],
+    ) -> None:
+        """Become the shard that was: the same experience to everybody (``boot_id``), under keys never used before.
+
+        Chunks follow by :meth:`restore_chunk`.
+        """
+        self.boot = (boot + 1) % (1 << BOOT_BITS)
+        self.tables = {config.name: Table(config, self.boot) for config in tables}
+        self.run_id, self.boot_id = run_id, boot_id
+        self.learner_epoch, self.learner_instance = learner_epoch, learner_instance
+
+    def restore_chunk(self, incarnation: bytes, number: int, table: str, chunk: Chunk) -> Keys:
+        """Insert a chunk that was stored before; returns the keys of its items. SignatureError if it is malformed."""
+        keys = self.table(table).insert(chunk)
+        self._note_seen(incarnation, number, table)
+        return keys
 
     def maintain(self, max_pages: int = 64) -> bool:
         """A bit of housekeeping between commands: trim tables, forget the silent. Returns whether there is more."""
@@ -206,8 +242,17 @@ class ReplayEngine:
         self.tables = {}
         self._seen.clear()
         self.run_id = ""
-        self._boot = (self._boot + 1) % (1 << BOOT_BITS)
+        self.boot = (self.boot + 1) % (1 << BOOT_BITS)
         self.boot_id = secrets.token_bytes(16)
+        if self.observer is not None:
+            self.observer.cleared()
+
+    def _note_seen(self, incarnation: bytes, number: int, table: str) -> None:
+        key = (incarnation, table)
+        self._seen[key] = _Seen(number, self._clock())
+        self._seen.move_to_end(key)
+        if len(self._seen) > MAX_INCARNATIONS:
+            self._seen.popitem(last=False)
 
     def waiting(self) -> tuple[str, ...]:
         """What the shard waits for, one line each."""

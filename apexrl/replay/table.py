@@ -9,6 +9,7 @@ A table has one owner, the engine thread; nothing here is locked.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,16 @@ def stratify(counts: npt.NDArray[np.uint32], uniforms: npt.NDArray[np.float64]) 
     k = np.arange(uniforms.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     points = (k + uniforms) / np.repeat(sizes, sizes)
     return points
+
+
+class TableCounters(NamedTuple):
+    """What a table has counted since it was first made."""
+
+    inserted: int
+    drawn: int
+    stale_updates: int
+    duplicates: int
+    max_priority: float
 
 
 class Table:
@@ -263,11 +274,29 @@ class Table:
             priorities.append(chunk.priorities[chunk.lengths > 0])
         # Not what an insert makes of them; those that found no room are stale by now.
         other.update_priorities(np.concatenate(keys), np.concatenate(priorities))
-        other.insert_limit, other.max_priority = self.insert_limit, self.max_priority
-        other.inserted, other.drawn = self.inserted, self.drawn
-        other.evicted = self.evicted + self.num_items - other.num_items
-        other.stale_updates, other.duplicates = self.stale_updates, self.duplicates
+        other.insert_limit = self.insert_limit
+        other.restore_counters(self.counters())
         return other
+
+    def priorities(self) -> npt.NDArray[np.float32]:
+        """[pages_used, starts] of every chunk, oldest first; 0 where a start row begins no item."""
+        pages = (self._oldest + np.arange(self._used)) % self.num_pages
+        leaves = pages[:, None] * self._starts + self._offsets
+        priorities: npt.NDArray[np.float32] = np.where(self._lengths[leaves] > 0, self._priorities[leaves], 0)
+        return priorities
+
+    def counters(self) -> TableCounters:
+        """What :meth:`restore_counters` needs to go on."""
+        return TableCounters(self.inserted, self.drawn, self.stale_updates, self.duplicates, self.max_priority)
+
+    def restore_counters(self, counters: TableCounters) -> None:
+        """Go on counting from ``counters``; what was inserted and is not here any more counts as evicted."""
+        self.inserted = max(int(counters.inserted), self.num_items)
+        self.drawn = int(counters.drawn)
+        self.stale_updates = int(counters.stale_updates)
+        self.duplicates = int(counters.duplicates)
+        self.max_priority = max(self.max_priority, float(counters.max_priority))
+        self.evicted = self.inserted - self.num_items
 
     def top(self, k: int) -> tuple[Keys, npt.NDArray[np.float32]]:
         """Keys and priorities of the ``k`` items of highest priority, highest first. Looks at every item."""

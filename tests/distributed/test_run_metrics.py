@@ -34,6 +34,8 @@ QUIET = {
     "apex_replay_duplicates_total",
     "apex_replay_rejected_total",
     "apex_replay_engine_queue_commands",
+    "apex_replay_journal_dropped_total",
+    "apex_replay_journal_failing",
 }
 
 
@@ -63,6 +65,7 @@ def test_every_declared_metric_is_filled(tmp_path: Path) -> None:
     ports = dict(zip(("actor", "replay", "learner", "evaluator"), free_ports(4), strict=True))
     overrides = [f"--{section}.metrics-port={port}" for section, port in ports.items()]
     overrides += ["--learner.checkpoint-period-seconds=1", "--evaluator.period-seconds=0", "--learner.max-frames=0"]
+    overrides += [f"--replay.journal-directory={tmp_path / 'journal'}"]
     config = load_experiment(CATCH, overrides, algorithm_configs=CONFIGS)
     run = LocalRun(config, RunDirectory.create_or_resume(tmp_path / "run", config))
     prefixes = {"actor": "apex_actor_", "replay": "apex_replay_", "learner": "apex_learner_", "evaluator": "apex_eval_"}

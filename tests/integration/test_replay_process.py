@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from replay_scene import STARTS, WAIT, fill, inserted, shard
+from replay_scene import STARTS, WAIT, fill, inserted, learner, mark_of, opened, reply, shard, table_info, wait_until
 
 from apexrl.transport.channel import REPLAY_LIMITS, open_channel
 from apexrl.transport.io_thread import io_thread
+
+#: Less than a chunk of the scene takes in a journal.
+RECORD_BYTES = 100
 
 
 @pytest.fixture
@@ -37,9 +40,8 @@ def process(config: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
     child = subprocess.Popen(command(config, *arguments), stderr=subprocess.PIPE, text=True)
     try:
         assert child.stderr is not None
-        line = json.loads(child.stderr.readline())
-        assert line["event"] == "replay shard is listening"
-        yield child, line["address"]
+        lines = map(json.loads, child.stderr)
+        yield child, next(line["address"] for line in lines if line["event"] == "replay shard is listening")
     finally:
         child.kill()
         child.wait()
@@ -56,6 +58,37 @@ def test_it_serves_until_sigterm_and_exits_with_0(config: Path) -> None:
             assert b"apex_replay_insert_streams" in page.read()
         child.send_signal(signal.SIGTERM)
         assert child.wait(WAIT) == 0
+
+
+def test_a_killed_shard_with_a_journal_has_its_experience_again(config: Path, tmp_path: Path) -> None:
+    options = ("--replay.journal-directory", str(tmp_path / "journal"), "--replay.journal-flush-seconds", "0.05")
+    with process(config, *options) as (child, address):
+        fill(address, 5)
+        written = tmp_path / "journal"
+        wait_until(
+            lambda: sum(path.stat().st_size for path in written.glob("*.segment")) > 5 * RECORD_BYTES, "chunks on disk"
+        )
+        child.kill()
+        child.wait()
+    with process(config, *options) as (child, address):
+        assert inserted(address) == table_info(address).totals.num_items == 5 * STARTS
+        fill(address, 1, first_mark=5)
+        with learner(address) as client:
+            opened(client)
+            assert client.request_draw("replay", 1, [64])
+            assert {mark_of(chunk) for chunk in reply(client).result.new_chunks} == set(range(6))
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(WAIT) == 0
+
+
+def test_a_journal_in_use_is_named_and_exits_with_1(config: Path, tmp_path: Path) -> None:
+    options = ("--replay.journal-directory", str(tmp_path / "journal"))
+    with process(config, *options):
+        done = subprocess.run(command(config, *options), capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "replay.journal_directory" in done.stderr
+    assert "is in use by another shard" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_in_use_is_named_and_exits_with_1(config: Path) -> None:

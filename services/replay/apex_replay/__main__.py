@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from apex_replay.journal import Journal, JournalError
 from apex_replay.service import ReplayService
 from apexrl.config import ReplayConfig, load_section
 from apexrl.runtime.errors import EXIT_FAILURE
@@ -28,18 +29,20 @@ def serve(config: ReplayConfig, shutdown: Shutdown) -> int:
 
     Raises:
         ListenError: the address cannot be bound.
+        JournalError: the journal's directory cannot be used.
     """
     log = get_logger(__name__)
     metrics = ReplayMetrics()
     metrics_server = start_metrics_server(metrics, config.metrics_port)
     try:
-        service = ReplayService(config.listen)
+        service = ReplayService(config.listen, _journal(config))
         log.info("replay shard is listening", address=service.address)
         try:
             reported = time.monotonic()
             said: list[str] = []
             while service.is_alive and not shutdown.wait(EXPORT_SECONDS):
                 service.export(metrics)
+                service.tick()
                 if time.monotonic() - reported >= REPORT_SECONDS:
                     reported = time.monotonic()
                     said = _say_waiting(service.waiting(), said)
@@ -53,6 +56,12 @@ def serve(config: ReplayConfig, shutdown: Shutdown) -> int:
         if metrics_server is not None:
             metrics_server.close()
     return 0
+
+
+def _journal(config: ReplayConfig) -> Journal | None:
+    if not config.journal_directory:
+        return None
+    return Journal(Path(config.journal_directory), flush_seconds=config.journal_flush_seconds)
 
 
 def _say_waiting(lines: list[str], said: list[str]) -> list[str]:
@@ -74,7 +83,7 @@ def main() -> int:
         config = load_section(options.config, "replay", overrides, prog="apex_replay")
         try:
             return serve(config, shutdown)
-        except ListenError as error:
+        except (ListenError, JournalError) as error:
             print(f"replay: {error}", file=sys.stderr)
             return EXIT_FAILURE
 

@@ -71,6 +71,15 @@ class Admission:
             raise Refused(RefusalKind.STARTING, f"learner.epoch {identity.epoch} has not opened a sample stream yet")
         self._refuse_older(identity)
 
+    def state(self) -> tuple[Handshake | None, bool]:
+        """What later peers are compared with, and whether a learner vouched for it."""
+        return self._configuration, self._vouched
+
+    def restore(self, configuration: Handshake, *, vouched: bool) -> None:
+        """Go on with what :meth:`state` gave."""
+        self._configuration = configuration
+        self._vouched = vouched
+
     def matches(self, handshake: Handshake) -> bool:
         """Whether a peer that was admitted earlier would be admitted now."""
         ours = self._configuration

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from apex_replay.admission import Admission
+from apex_replay.durability import Durability
+from apex_replay.journal import Journal
 from apex_replay.streams import CloseCallback, InsertStream, SampleStream, Stream, nobody_waits
 from apexrl import __version__
 from apexrl.replay.engine import ReplayEngine, TableInfo
@@ -31,13 +33,21 @@ class ReplayEndpoint:
 
     Whatever is refused raises :class:`~apexrl.transport.errors.Refused` or, where a message does not agree with its
     table, :class:`~apexrl.types.SignatureError`; nothing of a refused message was stored.
+
+    Args:
+        engine: of this shard; with a journal it must be empty.
+        clock: seconds, monotonic.
+        journal: opened and not started; experience that it holds is recovered now.
     """
 
-    def __init__(self, engine: ReplayEngine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, engine: ReplayEngine, clock: Callable[[], float] = time.monotonic, journal: Journal | None = None
+    ) -> None:
         self.engine = engine
         self._clock = clock
         self._started = clock()
         self._admission = Admission(engine)
+        self._durability = None if journal is None else Durability(journal, engine, self._admission, clock)
         self._inserts: dict[tuple[bytes, str], InsertStream] = {}
         self._samples: set[SampleStream] = set()
         self._stopping = False
@@ -97,6 +107,7 @@ class ReplayEndpoint:
             on_room=on_room,
         )
         self._inserts[key] = stream
+        self._remember()
         return stream, stream.opened()
 
     def open_sample(
@@ -138,13 +149,23 @@ class ReplayEndpoint:
             on_limits=self._wake_inserts,
         )
         self._samples.add(stream)
+        self._remember()
         return stream, stream.opened()
 
+    def tick(self) -> None:
+        """Housekeeping of the journal, to be called every second or so."""
+        if self._durability is not None:
+            self._durability.tick()
+
     def stop(self) -> None:
-        """End all streams and refuse new ones."""
+        """End all streams and refuse new ones; what was stored is written down."""
+        if self._stopping:
+            return
         self._stopping = True
         for stream in self._streams():
             stream.end(_stopping())
+        if self._durability is not None:
+            self._durability.close()
 
     # --- calls ---
 
@@ -206,6 +227,11 @@ class ReplayEndpoint:
             for (_, name), stream in list(self._inserts.items()):
                 if name == config.name:
                     stream.end(Refused(RefusalKind.SUPERSEDED, f"the learner has given table {name!r} other options"))
+
+    def _remember(self) -> None:
+        """A learner or a configuration that was accepted must still be after a restart."""
+        if self._durability is not None:
+            self._durability.save_state()
 
     def _require_running(self) -> None:
         if self._stopping:

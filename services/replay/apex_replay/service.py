@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from apex_replay.endpoint import ReplayEndpoint
+from apex_replay.journal import Journal
 from apex_replay.servicer import SERVICE_NAME, ReplayServicer
 from apexrl.replay.engine import EngineInfo, ReplayEngine
 from apexrl.replay.engine_thread import EngineStoppedError, EngineThread
@@ -27,15 +30,17 @@ class ReplayService:
 
     Args:
         listen: HOST:PORT; port 0 = any free one.
+        journal: what it holds is recovered first; closed with the service.
 
     Raises:
         ListenError: the address cannot be bound.
     """
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, journal: Journal | None = None) -> None:
         self._engine = ReplayEngine()
+        self._journal = journal
+        self._endpoint = ReplayEndpoint(self._engine, journal=journal)
         self._thread = EngineThread(self._engine)
-        self._endpoint = ReplayEndpoint(self._engine)
         self._io = io_thread()
         self._stopped = False
         try:
@@ -82,6 +87,15 @@ class ReplayService:
         metrics.insert_streams.set(inserts)
         metrics.sample_streams.set(samples)
         metrics.engine_queue_commands.set(self._thread.depth)
+        if self._journal is not None:
+            metrics.follow(metrics.journal_bytes, self._journal.bytes_written)
+            metrics.follow(metrics.journal_dropped, self._journal.records_dropped)
+            metrics.journal_failing.set(0 if self._journal.failure is None else 1)
+
+    def tick(self) -> None:
+        """Housekeeping of the journal, to be called every second or so."""
+        with contextlib.suppress(EngineStoppedError):
+            self._thread.submit(lambda _: self._endpoint.tick()).result()
 
     def waiting(self) -> list[str]:
         """What the shard waits for, one line each."""
