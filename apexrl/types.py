@@ -406,3 +406,5 @@ class Parameters:
     run_id: str
     payload: bytes = field(repr=False)
     sha256: bytes = b""
+    shared_config_json: str = field(default="", repr=False)
+    """The run's shared configuration; only a relay is told, "" elsewhere."""

@@ -2,7 +2,7 @@
 
 from apexrl.config.conversion import to_plain
 from apexrl.config.digest import config_digest, difference, shared_fields, shared_json
-from apexrl.config.loading import dump_yaml, load_experiment, load_section
+from apexrl.config.loading import dump_yaml, load_experiment, load_section, load_sections
 from apexrl.config.sections import (
     ActorConfig,
     ConfigError,
@@ -12,6 +12,7 @@ from apexrl.config.sections import (
     ExplorationConfig,
     LearnerConfig,
     LocalConfig,
+    RelayConfig,
     ReplayConfig,
     require,
     shared,
@@ -26,12 +27,14 @@ __all__ = [
     "ExplorationConfig",
     "LearnerConfig",
     "LocalConfig",
+    "RelayConfig",
     "ReplayConfig",
     "config_digest",
     "difference",
     "dump_yaml",
     "load_experiment",
     "load_section",
+    "load_sections",
     "require",
     "shared",
     "shared_fields",

@@ -91,7 +91,14 @@ def load_section(
 def load_section(
     path: str | os.PathLike[str], section: str, overrides: Sequence[str] = (), *, prog: str = "apex"
 ) -> Any:
-    """One section of an experiment's file, for a service that needs no other.
+    """One section of an experiment's file, for a service that needs no other; see :func:`load_sections`."""
+    return load_sections(path, [section], overrides, prog=prog)[0]
+
+
+def load_sections(
+    path: str | os.PathLike[str], sections: Sequence[str], overrides: Sequence[str] = (), *, prog: str = "apex"
+) -> tuple[Any, ...]:
+    """The named sections of an experiment's file, for a service that needs no others.
 
     A replay shard starts from the experiment's file without importing an algorithm (and torch with it), so of the
     other sections only the names are checked. Overrides are written as for :func:`load_experiment`:
@@ -103,11 +110,12 @@ def load_section(
     for key in raw:
         if key not in types:
             raise ConfigError(f"{path}: {unknown_key(str(key), list(types))}")
-    kind: Any = dataclasses.make_dataclass("Section", [(section, types[section])], frozen=True)
-    kind.__doc__ = f"The section {section!r} of an experiment's configuration."
+    kind: Any = dataclasses.make_dataclass("Sections", [(name, types[name]) for name in sections], frozen=True)
+    kind.__doc__ = f"Of an experiment's configuration: {', '.join(sections)}."
     with _naming(str(path)):
-        config = from_plain(kind, {section: raw.get(section)}, "", _candidates(kind))
-    return getattr(_override(kind, config, overrides, prog), section)
+        config = from_plain(kind, {name: raw.get(name) for name in sections}, "", _candidates(kind))
+    config = _override(kind, config, overrides, prog)
+    return tuple(getattr(config, name) for name in sections)
 
 
 def dump_yaml(config: Any) -> str:

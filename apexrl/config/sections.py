@@ -106,6 +106,11 @@ class ReplayConfig:
     """Draws by which either side may run ahead of `samples_per_insert`; 0 = chosen from batch, prefetch and chunks."""
     chunk_starts: int = shared(32)
     """Start rows per chunk."""
+    journal_directory: str = ""
+    """Where a shard keeps its experience on disk, to have it again after a restart; "" = in memory only. Each shard
+    needs a directory of its own."""
+    journal_flush_seconds: float = 1.0
+    """Between two syncs of the journal: so much is lost with the process at most."""
     metrics_port: int = 0
     """Port of a shard's /metrics; 0 = off."""
 
@@ -153,6 +158,7 @@ class ReplayConfig:
         )
         require(self.samples_per_insert >= 0.0, "replay.samples_per_insert", self.samples_per_insert, "0 or above")
         require(self.slack_items >= 0, "replay.slack_items", self.slack_items, "0 (automatic) or above")
+        require(self.journal_flush_seconds > 0, "replay.journal_flush_seconds", self.journal_flush_seconds, "above 0")
         _require_port("replay.metrics_port", self.metrics_port)
 
 
@@ -196,6 +202,9 @@ class ActorConfig:
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     parameter_update_period_frames: int = 400
     """Frames of one lane between two looks for new parameters (Ape-X 400), jittered by 20 %."""
+    parameter_addresses: tuple[str, ...] = ()
+    """HOST:PORT of relays that actors pull parameters from; () = the learner itself. An actor keeps to one of several
+    and turns to the next while that gives none."""
     max_unacked_chunks: int = 64
     """Chunks sent but not acknowledged; full = the actor waits."""
     max_chunk_age_seconds: float = 600.0
@@ -212,6 +221,14 @@ class ActorConfig:
             "actor.parameter_update_period_frames",
             self.parameter_update_period_frames,
             "at least 1",
+        )
+        for i, address in enumerate(self.parameter_addresses):
+            _require_address(f"actor.parameter_addresses[{i}]", address)
+        require(
+            len(set(self.parameter_addresses)) == len(self.parameter_addresses),
+            "actor.parameter_addresses",
+            self.parameter_addresses,
+            "each relay once",
         )
         require(self.max_unacked_chunks >= 1, "actor.max_unacked_chunks", self.max_unacked_chunks, "at least 1")
         require(self.max_chunk_age_seconds > 0, "actor.max_chunk_age_seconds", self.max_chunk_age_seconds, "above 0")
@@ -244,6 +261,9 @@ class LearnerConfig:
     replay needs (`apex inspect memory` says it). With less, chunks come again when they are drawn again."""
     publish_period_seconds: float = 2.0
     """Least time between two publications of parameters."""
+    publish_dtype: Literal["float32", "float16"] = "float32"
+    """Element type of published tensors. float16 halves what actors fetch; a tensor with values beyond 65504 is sent
+    as it is. Checkpoints are not concerned."""
     checkpoint_period_seconds: float = 60.0
     keep_checkpoints: int = 3
     """Newest checkpoints kept, besides the best by the evaluator."""
@@ -276,6 +296,8 @@ class LearnerConfig:
         require(0 <= self.prefetch_batches <= 64, "learner.prefetch_batches", self.prefetch_batches, "in [0, 64]")
         require(self.mirror_bytes >= 0, "learner.mirror_bytes", self.mirror_bytes, "0 (the whole replay) or above")
         require(self.publish_period_seconds >= 0, "learner.publish_period_seconds", self.publish_period_seconds, ">= 0")
+        dtypes = ("float32", "float16")
+        require(self.publish_dtype in dtypes, "learner.publish_dtype", self.publish_dtype, " or ".join(dtypes))
         require(
             self.checkpoint_period_seconds > 0,
             "learner.checkpoint_period_seconds",
@@ -286,6 +308,28 @@ class LearnerConfig:
         for name in ("max_updates", "max_frames", "max_seconds"):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 (no end) or above")
         _require_port("learner.metrics_port", self.metrics_port)
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """A relay: pulls parameters once and hands them to many actors (`actor.parameter_addresses`)."""
+
+    upstream: str = ""
+    """HOST:PORT that it pulls from, a learner or another relay; "" = `learner.address`."""
+    listen: str = "127.0.0.1:50071"
+    """HOST:PORT on which it serves."""
+    poll_period_seconds: float = 1.0
+    """Between two looks for new parameters, jittered by 20 %; each relay on the way delays them by up to this."""
+    metrics_port: int = 0
+    """Port of /metrics; 0 = off."""
+
+    def __post_init__(self) -> None:
+        if self.upstream:
+            _require_address("relay.upstream", self.upstream)
+        _require_address("relay.listen", self.listen)
+        require(self.upstream != self.listen, "relay.upstream", self.upstream, "another address than relay.listen")
+        require(self.poll_period_seconds > 0, "relay.poll_period_seconds", self.poll_period_seconds, "above 0")
+        _require_port("relay.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)
@@ -339,6 +383,7 @@ class ExperimentConfig(Generic[AlgorithmConfigT]):
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    relay: RelayConfig = field(default_factory=RelayConfig)
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
 

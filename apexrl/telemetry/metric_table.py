@@ -82,6 +82,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("apex_replay_insert_streams", _G, "Open streams of actors."),
     Metric("apex_replay_sample_streams", _G, "Open streams of learners."),
     Metric("apex_replay_engine_queue_commands", _G, "Commands waiting for the engine."),
+    Metric("apex_replay_journal_bytes_total", _C, "Bytes written to the journal."),
+    Metric("apex_replay_journal_dropped_total", _C, "Chunks not journaled: the disk was full, or too slow."),
+    Metric("apex_replay_journal_failing", _G, "1 while the journal cannot be written."),
     # --- learner ---
     Metric("apex_learner_steps_total", _C, "Updates done by this process."),
     Metric("apex_learner_transitions_total", _C, "Items learned from by this process."),
@@ -118,6 +121,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("apex_learner_checkpoint_last_success_timestamp_seconds", _G, "Unix time of the newest checkpoint."),
     Metric("apex_learner_checkpoint_bytes", _G, "Size of the newest checkpoint."),
     Metric("apex_learner_checkpoint_failures_total", _C, "Checkpoints that could not be written."),
+    # --- relay ---
+    Metric("apex_relay_params_epoch", _G, "Epoch of the parameters handed on."),
+    Metric("apex_relay_params_version", _G, "Learner step of the parameters handed on."),
+    Metric("apex_relay_params_publish_total", _C, "Versions of parameters handed on."),
+    Metric("apex_relay_params_fetch_bytes_total", _C, "Bytes of parameters fetched."),
+    Metric("apex_relay_params_served_bytes_total", _C, "Bytes of parameters served."),
+    Metric("apex_relay_params_not_modified_total", _C, "Fetches answered with not modified."),
+    Metric("apex_relay_upstream_live", _G, "1 while the upstream answers."),
     # --- evaluator ---
     Metric("apex_eval_episodes_total", _C, "Finished evaluation episodes."),
     Metric("apex_eval_episode_return", _S, "Unclipped returns of evaluation episodes."),

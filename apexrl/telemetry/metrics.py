@@ -133,6 +133,9 @@ class ReplayMetrics(ServiceMetrics):
         self.insert_streams = self._gauge("apex_replay_insert_streams")
         self.sample_streams = self._gauge("apex_replay_sample_streams")
         self.engine_queue_commands = self._gauge("apex_replay_engine_queue_commands")
+        self.journal_bytes = self._counter("apex_replay_journal_bytes_total")
+        self.journal_dropped = self._counter("apex_replay_journal_dropped_total")
+        self.journal_failing = self._gauge("apex_replay_journal_failing")
 
     def observe_table(
         self,
@@ -201,6 +204,20 @@ class LearnerMetrics(ServiceMetrics):
         self.checkpoint_last_success = self._gauge("apex_learner_checkpoint_last_success_timestamp_seconds")
         self.checkpoint_bytes = self._gauge("apex_learner_checkpoint_bytes")
         self.checkpoint_failures = self._counter("apex_learner_checkpoint_failures_total")
+
+
+class RelayMetrics(ServiceMetrics):
+    """Metrics of a parameter relay."""
+
+    def __init__(self) -> None:
+        super().__init__("relay")
+        self.params_epoch = self._gauge("apex_relay_params_epoch")
+        self.params_version = self._gauge("apex_relay_params_version")
+        self.params_publish = self._counter("apex_relay_params_publish_total")
+        self.params_fetch_bytes = self._counter("apex_relay_params_fetch_bytes_total")
+        self.params_served_bytes = self._counter("apex_relay_params_served_bytes_total")
+        self.params_not_modified = self._counter("apex_relay_params_not_modified_total")
+        self.upstream_live = self._gauge("apex_relay_upstream_live")
 
 
 class EvaluatorMetrics(ServiceMetrics):

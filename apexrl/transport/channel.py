@@ -41,6 +41,8 @@ class MessageLimits:
 REPLAY_LIMITS = MessageLimits(server_receives=4 * MIB, server_sends=64 * MIB)
 #: Parameters travel in parts of 1 MiB.
 LEARNER_LIMITS = MessageLimits(server_receives=4 * MIB, server_sends=4 * MIB)
+#: Connections to a parameter service are renewed after this time, so that clients spread out again.
+PARAMETERS_CONNECTION_AGE_SECONDS = 900.0
 
 
 def server_options(limits: MessageLimits, max_connection_age_seconds: float | None = None) -> Options:
@@ -62,7 +64,7 @@ def server_options(limits: MessageLimits, max_connection_age_seconds: float | No
     return options
 
 
-def channel_options(limits: MessageLimits) -> Options:
+def channel_options(limits: MessageLimits, longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS) -> Options:
     """Options of a client's channel to a server with ``limits``."""
     return [
         # At least the server's minimum, else it answers too_many_pings.
@@ -74,16 +76,18 @@ def channel_options(limits: MessageLimits) -> Options:
         ("grpc.max_send_message_length", limits.server_receives),
         # grpc's default longest wait is 120 s.
         ("grpc.initial_reconnect_backoff_ms", int(FIRST_BACKOFF_SECONDS * 1000)),
-        ("grpc.max_reconnect_backoff_ms", int(LONGEST_BACKOFF_SECONDS * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(longest_backoff_seconds * 1000)),
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         # Clients repeat calls themselves: only they know what was acknowledged.
         ("grpc.enable_retries", 0),
     ]
 
 
-def open_channel(address: str, limits: MessageLimits) -> grpc.aio.Channel:
+def open_channel(
+    address: str, limits: MessageLimits, longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS
+) -> grpc.aio.Channel:
     """A channel to HOST:PORT. Connecting happens in the background; call on the loop of :mod:`io_thread`."""
-    return grpc.aio.insecure_channel(address, options=channel_options(limits))
+    return grpc.aio.insecure_channel(address, options=channel_options(limits, longest_backoff_seconds))
 
 
 class Backoff:

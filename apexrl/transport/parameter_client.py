@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 import grpc
 
 from apexrl.transport import parameters_pb2 as pb
 from apexrl.transport._generated.apex.v1.parameters_pb2_grpc import ParametersStub
-from apexrl.transport.channel import LEARNER_LIMITS, Backoff, open_channel
+from apexrl.transport.channel import (
+    FIRST_BACKOFF_SECONDS,
+    LEARNER_LIMITS,
+    LONGEST_BACKOFF_SECONDS,
+    Backoff,
+    open_channel,
+)
 from apexrl.transport.errors import Closed, describe, refusal_of
+from apexrl.transport.failover import Failover
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.io_thread import io_thread
 from apexrl.transport.parameter_messages import NotModified, ParameterAssembler, is_newer, version_to_proto
@@ -24,34 +32,57 @@ from apexrl.types import Parameters, ParameterVersion, SignatureError
 
 logger = logging.getLogger(__name__)
 
-CALL_TIMEOUT_SECONDS = 30.0
+#: Includes the wait for one's turn at the server. A server that is gone is noticed earlier, by its connection.
+CALL_TIMEOUT_SECONDS = 120.0
+#: The own looks come at the period give or take this share, so that a fleet does not ask at once.
+POLL_JITTER = 0.2
+#: Who looks by itself is no more of a burden to a service that fails than to one that answers, and the waits of relays
+#: behind one another add up.
+LONGEST_POLL_BACKOFF_SECONDS = 2.0
 
 
 class ParameterClient:
     """Holds the newest parameters that it has seen and looks for newer ones when asked, or every ``poll_seconds``.
 
-    The first fetch starts at once. A learner that cannot be reached or that refuses is tried again for ever.
-    Methods may be called from any thread.
+    The first fetch starts at once. A service that cannot be reached or that refuses is tried again for ever, the next
+    of several addresses first. Methods may be called from any thread.
 
     Args:
-        address: HOST:PORT of the learner (or of a relay).
+        address: HOST:PORT of the learner or of a relay.
         handshake: of this process, or a function that gives the current one. Its run is replaced by the run of the
             parameters held, because that is what "newer" refers to.
-        poll_seconds: look this often by itself; None = only after :meth:`request` or :meth:`get_if_newer`.
+        poll_seconds: look this often by itself, give or take 20 %; None = only after :meth:`request` or
+            :meth:`get_if_newer`.
+        fallbacks: HOST:PORT of services to turn to, in this order, while ``address`` does not answer.
+        relay: parameters are handed on, not read: the handshake's configuration is not compared, and that of the run
+            comes with the parameters.
+        on_newer: called with new parameters, on the loop's thread, where it must not block.
     """
 
     def __init__(
-        self, address: str, handshake: Handshake | Callable[[], Handshake], poll_seconds: float | None = None
+        self,
+        address: str,
+        handshake: Handshake | Callable[[], Handshake],
+        poll_seconds: float | None = None,
+        *,
+        fallbacks: Sequence[str] = (),
+        relay: bool = False,
+        on_newer: Callable[[Parameters], None] = lambda parameters: None,
     ) -> None:
         self.address = address
+        """HOST:PORT asked last."""
+        self._failover = Failover([address, *fallbacks])
         self._handshake = handshake
         self._poll_seconds = poll_seconds
+        self._relay = relay
+        self._on_newer = on_newer
         self._condition = threading.Condition()
         self._newest: Parameters | None = None
         self._closed = False
         self._failure: str | None = None
+        self._failed_address = ""
         self.refusal: str | None = None
-        """Why the learner refuses this peer; None while it does not."""
+        """Why the service refuses this peer; None while it does not."""
         self.fetches = 0
         """Fetches that brought new parameters."""
         self.fetched_bytes = 0
@@ -104,9 +135,9 @@ class ParameterClient:
     def waiting(self) -> str | None:
         """What this client waits for, in words; None if for nothing."""
         if self.refusal is not None:
-            return f"learner {self.address} refuses to give parameters: {self.refusal}"
+            return f"parameter service {self._failed_address} refuses: {self.refusal}"
         if self._failure is not None:
-            return f"learner {self.address} gives no parameters ({self._failure})"
+            return f"parameter service {self._failed_address} gives no parameters ({self._failure})"
         return None
 
     def close(self) -> None:
@@ -119,17 +150,18 @@ class ParameterClient:
     # --- on the loop ---
 
     async def _run(self) -> None:
-        backoff = Backoff()
+        longest = LONGEST_BACKOFF_SECONDS if self._poll_seconds is None else LONGEST_POLL_BACKOFF_SECONDS
+        backoff = Backoff(longest=longest)
         reporter = asyncio.create_task(report_waiting(self.waiting))
-        channel = open_channel(self.address, LEARNER_LIMITS)
+        channel = open_channel(self.address, LEARNER_LIMITS, longest)
         try:
             while True:
-                try:
-                    async with asyncio.timeout(self._poll_seconds):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-                self._wake.clear()
+                await self._until_due()
+                address = self._failover.choose()
+                if address != self.address:
+                    await channel.close(None)
+                    channel = open_channel(address, LEARNER_LIMITS, longest)
+                    self.address = address
                 try:
                     await self._fetch(ParametersStub(channel))
                     backoff.reset()
@@ -139,15 +171,29 @@ class ParameterClient:
                         logger.exception("fetching parameters from %s failed", self.address)
                     self._note_failure(error)
                     self._wake.set()
-                    await asyncio.sleep(backoff.next())
+                    # The next address may be well: only after a round of failures the waits grow.
+                    hurry = random.uniform(0.0, FIRST_BACKOFF_SECONDS)
+                    await asyncio.sleep(backoff.next() if self._failover.failed() else hurry)
         finally:
             reporter.cancel()
             await channel.close(None)
 
+    async def _until_due(self) -> None:
+        """Wait until somebody asks for a look, or the next own one is due."""
+        period = self._poll_seconds
+        if period is not None:
+            period *= random.uniform(1.0 - POLL_JITTER, 1.0 + POLL_JITTER)
+        try:
+            async with asyncio.timeout(period):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
     async def _fetch(self, stub: ParametersStub) -> None:
         started = time.monotonic()
         handshake = self._handshake() if callable(self._handshake) else self._handshake
-        request = pb.GetParametersRequest()
+        request = pb.GetParametersRequest(relay=self._relay)
         held = self._newest
         if held is not None:
             handshake = dataclasses.replace(handshake, run_id=held.run_id)
@@ -162,6 +208,8 @@ class ParameterClient:
             if isinstance(result, NotModified):
                 return
             if result is not None:
+                if self._relay and not result.shared_config_json:
+                    raise SignatureError("parameters.header.shared_config_json is empty, must be there for a relay")
                 self._take(result, time.monotonic() - started)
                 return
         raise SignatureError("parameters: the stream ended before the payload was complete")
@@ -173,6 +221,7 @@ class ParameterClient:
             self.fetched_bytes += len(parameters.payload)
             self.last_fetch_seconds = seconds
             self._condition.notify_all()
+        self._on_newer(parameters)
 
     def _note_failure(self, error: Exception) -> None:
         text = describe(error)
@@ -180,6 +229,9 @@ class ParameterClient:
             error.code() is not grpc.StatusCode.UNAVAILABLE and refusal_of(error) is not None
         )
         if refused and self.refusal != text:
-            logger.warning("learner %s refuses to give parameters: %s", self.address, text)
+            logger.warning("parameter service %s refuses: %s", self.address, text)
+        elif not refused and self._failure is None and self._newest is not None:
+            logger.warning("parameter service %s gives no parameters any more: %s", self.address, text)
+        self._failed_address = self.address
         self.refusal = text if refused else None
         self._failure = text

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from apexrl.transport import parameters_pb2 as pb
 from apexrl.transport.channel import MIB
+from apexrl.transport.handshake import MAX_SHARED_CONFIG_BYTES
 from apexrl.types import Parameters, ParameterVersion, SignatureError
 
 PART_BYTES = MIB
@@ -44,6 +45,14 @@ def encode(parameters: Parameters) -> list[pb.GetParametersResponse]:
     )
     parts = [parameters.payload[i : i + PART_BYTES] for i in range(0, len(parameters.payload), PART_BYTES)]
     return [pb.GetParametersResponse(header=header), *(pb.GetParametersResponse(part=part) for part in parts)]
+
+
+def with_configuration(header: pb.GetParametersResponse, shared_config_json: str) -> pb.GetParametersResponse:
+    """``header`` as a relay gets it: with the run's shared configuration."""
+    told = pb.GetParametersResponse()
+    told.CopyFrom(header)
+    told.header.shared_config_json = shared_config_json
+    return told
 
 
 def encode_not_modified(run_id: str, version: ParameterVersion) -> pb.GetParametersResponse:
@@ -88,10 +97,16 @@ class ParameterAssembler:
             raise SignatureError(
                 f"parameters.header.payload_bytes is {header.payload_bytes}, must be at most {MAX_PAYLOAD_BYTES}"
             )
+        size = len(header.shared_config_json.encode())
+        if size > MAX_SHARED_CONFIG_BYTES:
+            raise SignatureError(
+                f"parameters.header.shared_config_json is {size} bytes long, must be at most {MAX_SHARED_CONFIG_BYTES}"
+            )
         self._header = header
 
     def _complete(self, header: pb.ParameterHeader) -> Parameters:
         payload = b"".join(self._parts)
         if hashlib.sha256(payload).digest() != header.sha256:
             raise SignatureError(f"parameters.header.sha256 does not belong to the {len(payload)} bytes that came")
-        return Parameters(version_from_proto(header.version), header.run_id, payload, header.sha256)
+        version = version_from_proto(header.version)
+        return Parameters(version, header.run_id, payload, header.sha256, header.shared_config_json)

@@ -1,10 +1,11 @@
-"""The parameter service: the newest parameters to whoever has older ones."""
+"""The parameter service: the newest parameters to whoever has older ones. Served by the learner and by relays."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -13,65 +14,123 @@ from apexrl.transport import parameters_pb2 as pb
 from apexrl.transport._generated.apex.v1 import parameters_pb2_grpc
 from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.handshake import Handshake, verify
-from apexrl.transport.parameter_messages import encode, encode_not_modified, is_newer, version_from_proto
+from apexrl.transport.parameter_messages import (
+    encode,
+    encode_not_modified,
+    is_newer,
+    version_from_proto,
+    with_configuration,
+)
 from apexrl.transport.server import Register, abort_refused
-from apexrl.types import Parameters
+from apexrl.types import Parameters, ParameterVersion
 
 SERVICE_NAME = "apex.v1.Parameters"
 MAX_TRANSFERS = 16
+#: A caller that takes its parts slower than this loses its transfer to those that wait.
+TRANSFER_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Parameters as messages, made once for everybody."""
+
+    parameters: Parameters
+    header: pb.GetParametersResponse
+    header_for_relays: pb.GetParametersResponse
+    parts: list[pb.GetParametersResponse]
 
 
 class ParametersServicer(parameters_pb2_grpc.ParametersServicer):
-    """Serves what was published last.
+    """Serves what was published last, wherever that comes from.
 
     Args:
-        handshake: of the learner, or a function that gives it (the run may be known only after the start).
-        max_transfers: payloads on their way at once; the others wait.
+        handshake: of the run that is served; None = not known before the first publication, which brings it.
+        max_transfers: payloads on their way at once. The others wait, first come, first served, and get what is the
+            newest when their turn has come.
+        transfer_seconds: time that a transfer may take once it has begun.
+        absence: why there is nothing to serve yet, in words.
     """
 
-    def __init__(self, handshake: Handshake | Callable[[], Handshake], max_transfers: int = MAX_TRANSFERS) -> None:
-        self._handshake = handshake
+    def __init__(
+        self,
+        handshake: Handshake | None = None,
+        *,
+        max_transfers: int = MAX_TRANSFERS,
+        transfer_seconds: float = TRANSFER_SECONDS,
+        absence: Callable[[], str] = lambda: "the learner is starting and has published no parameters yet",
+    ) -> None:
         self._lock = threading.Lock()
-        self._published: tuple[Parameters, list[pb.GetParametersResponse]] | None = None
+        self._handshake = handshake
+        self._published: _Published | None = None
         self._transfers = asyncio.Semaphore(max_transfers)
+        self._transfer_seconds = transfer_seconds
+        self._absence = absence
         self.served_bytes = 0
         """Bytes of payloads sent, ever."""
         self.not_modified = 0
         """Requests answered with `not_modified`, ever."""
 
-    def publish(self, parameters: Parameters) -> None:
-        """Serve ``parameters`` from now on. From any thread; encodes once for everybody."""
-        responses = encode(parameters)
+    def publish(self, parameters: Parameters, handshake: Handshake | None = None) -> None:
+        """Serve ``parameters`` from now on. From any thread; encodes once for everybody.
+
+        ``handshake`` is that of the parameters' run, if it is another than before.
+        """
         with self._lock:
-            self._published = (parameters, responses)
+            ours = handshake or self._handshake
+        if ours is None:
+            raise ValueError("handshake is None, must be given with the first parameters")
+        header, *parts = encode(parameters)
+        published = _Published(parameters, header, with_configuration(header, ours.shared_config_json), parts)
+        with self._lock:
+            self._handshake, self._published = ours, published
 
     def register(self) -> Register:
         """For :func:`~apexrl.transport.server.start_server`."""
         return lambda server: parameters_pb2_grpc.add_ParametersServicer_to_server(self, server)
 
-    async def GetParameters(
+    async def GetParameters(  # type: ignore[override]
         self, request: pb.GetParametersRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.GetParametersResponse]:
+    ) -> None:
         """See ``parameters.proto``."""
-        ours = self._handshake() if callable(self._handshake) else self._handshake
+        version = version_from_proto(request.if_newer_than) if request.HasField("if_newer_than") else None
         try:
             theirs = Handshake.from_proto(request.handshake)
-            verify(ours, theirs, check_run=False)
+            published = self._newest_for(theirs, request.relay)
+            if is_newer(published.parameters, version, theirs.run_id):
+                await self._transfer(theirs, request.relay, context)
+            else:
+                self.not_modified += 1
+                held: ParameterVersion = published.parameters.version
+                await context.write(encode_not_modified(published.parameters.run_id, held))
         except Refused as refusal:
             await abort_refused(context, refusal)
-        with self._lock:
-            published = self._published
-        if published is None:
-            await abort_refused(
-                context, Refused(RefusalKind.STARTING, "the learner is starting and has published no parameters yet")
+        except TimeoutError:
+            # The transfer's place is free by now, so it does not matter how long a stalled peer takes to notice.
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the transfer took longer than {self._transfer_seconds:g} s"
             )
-        parameters, responses = published
-        version = version_from_proto(request.if_newer_than) if request.HasField("if_newer_than") else None
-        if not is_newer(parameters, version, theirs.run_id):
-            self.not_modified += 1
-            yield encode_not_modified(parameters.run_id, parameters.version)
-            return
+
+    async def _transfer(self, theirs: Handshake, relay: bool, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         async with self._transfers:
-            for response in responses:
-                yield response
-        self.served_bytes += len(parameters.payload)
+            # Newer ones may have come during the wait. To send the older would be a waste, and to keep them for the
+            # queue would cost memory without a bound.
+            published = self._newest_for(theirs, relay)
+            async with asyncio.timeout(self._transfer_seconds):
+                await context.write(published.header_for_relays if relay else published.header)
+                for part in published.parts:
+                    await context.write(part)
+        self.served_bytes += len(published.parameters.payload)
+
+    def _newest_for(self, theirs: Handshake, relay: bool) -> _Published:
+        """What a peer may have.
+
+        Raises:
+            Refused: its configuration is another, or there is nothing yet.
+        """
+        with self._lock:
+            ours, published = self._handshake, self._published
+        if ours is not None and not relay:
+            verify(ours, theirs, check_run=False)
+        if published is None:
+            raise Refused(RefusalKind.STARTING, self._absence())
+        return published

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
+from parameter_scene import parameter_client, parameters, server
 from replay_scene import OTHER_RUN, RUN, WAIT, handshake, wait_until
 
 from apexrl.transport import coordinator_pb2 as pb
 from apexrl.transport import parameters_pb2
 from apexrl.transport._generated.apex.v1 import coordinator_pb2_grpc
-from apexrl.transport.channel import LEARNER_LIMITS, MIB
+from apexrl.transport.channel import MIB
 from apexrl.transport.coordinator_client import CoordinatorClient
 from apexrl.transport.errors import Closed
-from apexrl.transport.io_thread import io_thread
-from apexrl.transport.parameter_client import ParameterClient
 from apexrl.transport.parameter_messages import NotModified, ParameterAssembler, encode
 from apexrl.transport.parameter_server import ParametersServicer
-from apexrl.transport.server import Register, RunningServer, start_server
+from apexrl.transport.server import Register
 from apexrl.types import Parameters, ParameterVersion, SignatureError
-
-
-def parameters(epoch: int, step: int, payload: bytes = b"weights", run_id: str = RUN) -> Parameters:
-    return Parameters(ParameterVersion(epoch, step), run_id, payload, hashlib.sha256(payload).digest())
-
-
-@contextmanager
-def server(*register: Register, listen: str = "127.0.0.1:0") -> Iterator[RunningServer]:
-    io = io_thread()
-    running = io.run(start_server(listen, register, LEARNER_LIMITS))
-    try:
-        yield running
-    finally:
-        io.run(running.stop(0.1))
-
-
-@contextmanager
-def parameter_client(address: str, run_id: str = "", **shared: object) -> Iterator[ParameterClient]:
-    client = ParameterClient(address, handshake(run_id, **shared))
-    try:
-        yield client
-    finally:
-        client.close()
 
 
 def test_parameters_of_several_parts_arrive_whole() -> None:
@@ -84,14 +57,12 @@ def test_a_higher_epoch_is_newer_even_with_a_lower_step() -> None:
 
 
 def test_parameters_of_another_run_are_always_newer() -> None:
-    mine = [handshake(peer="learner")]
-    servicer = ParametersServicer(lambda: mine[0])
+    servicer = ParametersServicer(handshake(peer="learner"))
     servicer.publish(parameters(9, 9000, b"old"))
     with server(servicer.register()) as running, parameter_client(running.address, RUN) as client:
         first = client.wait_newer(None, timeout=WAIT)
         assert first is not None
-        mine[0] = handshake(OTHER_RUN, "learner")
-        servicer.publish(parameters(1, 0, b"new", OTHER_RUN))
+        servicer.publish(parameters(1, 0, b"new", OTHER_RUN), handshake(OTHER_RUN, "learner"))
         second = client.wait_newer(first.version, RUN, timeout=WAIT)
         assert second is not None
         assert (second.run_id, second.payload) == (OTHER_RUN, b"new")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 
 from apex_actor.evaluation import evaluate
 from apex_actor.exploring import hashed_indices, lane_epsilons
@@ -18,6 +17,7 @@ from apexrl.algorithms import make_algorithm
 from apexrl.config import ExperimentConfig, shared_json
 from apexrl.envs import env_spec, make_vec
 from apexrl.runtime.lifecycle import Shutdown
+from apexrl.runtime.parameter_payload import unpack_parameters
 from apexrl.runtime.seeding import integer_seed
 from apexrl.telemetry.logging import Waiting, get_logger
 from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics
@@ -40,6 +40,19 @@ DRAIN_POLL_SECONDS = 0.2
 REPORT_SECONDS = 1.0
 
 
+def parameter_addresses(config: ExperimentConfig[Any], role: pb.Role.ValueType, incarnation: bytes) -> tuple[str, ...]:
+    """HOST:PORT of the parameter services of a process, its first choice first.
+
+    Actors are spread over the relays by their ``incarnation``, 16 random bytes: it is known before any lease is. The
+    few evaluators ask the learner, so that what they measure is not older than it must be.
+    """
+    relays = config.actor.parameter_addresses
+    if not relays or role != pb.ROLE_ACTOR:
+        return (config.learner.address,)
+    first = int.from_bytes(incarnation, "little") % len(relays)
+    return (*relays[first:], *relays[:first])
+
+
 class _Peers:
     """What actor and evaluator have in common: their standing with the coordinator, and parameters."""
 
@@ -49,7 +62,8 @@ class _Peers:
         self._coordinator = CoordinatorClient(config.learner.address, self.handshake)
         self._heart = HeartbeatThread(self.membership, self._coordinator)
         self._heart.start()
-        self.parameters = ParameterClient(config.learner.address, self.handshake)
+        first, *others = parameter_addresses(config, role, self.membership.incarnation)
+        self.parameters = ParameterClient(first, self.handshake, fallbacks=others)
 
     def handshake(self) -> Handshake:
         """This process's, with the run that the coordinator named last."""
@@ -176,7 +190,7 @@ class _Acting:
         self._steps_until_refresh = max(1, round(period * jitter))
 
     def _load(self, parameters: Parameters) -> None:
-        self._loop.load_parameters(load_tensors(parameters.payload), parameters.version)
+        self._loop.load_parameters(unpack_parameters(parameters.payload), parameters.version)
         self._metrics.params_fetch_seconds.observe(self._peers.parameters.last_fetch_seconds)
         self._run_id = parameters.run_id
         self._loaded = time.monotonic()
@@ -248,7 +262,7 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
             started = time.monotonic()
             newest = peers.parameters.newest or first
             if (newest.run_id, newest.version) != evaluated:
-                networks.load_state_dict(load_tensors(newest.payload))
+                networks.load_state_dict(unpack_parameters(newest.payload))
                 peers.membership.version = newest.version
                 metrics.params_epoch.set(newest.version.epoch)
                 metrics.params_version.set(newest.version.step)

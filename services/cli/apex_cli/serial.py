@@ -17,7 +17,6 @@ import torch
 from google.protobuf.message import Message
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import load as load_tensors
 
 from apex_actor.evaluation import evaluate
 from apex_actor.exploring import lane_epsilons
@@ -37,6 +36,7 @@ from apexrl.replay.engine import ReplayEngine
 from apexrl.runtime.checkpoint import Checkpoint, CheckpointStore
 from apexrl.runtime.learner_snapshot import restore, snapshot
 from apexrl.runtime.lifecycle import Shutdown
+from apexrl.runtime.parameter_payload import unpack_parameters
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.runtime.seeding import integer_seed
 from apexrl.telemetry.experiment_log import ExperimentLog
@@ -193,7 +193,7 @@ class SerialSystem:
     def _exchange_parameters(self) -> None:
         payload = self.trainer.parameters_payload()
         self.trace.add(payload)
-        self._actor.load_parameters(load_tensors(payload), self.trainer.version)
+        self._actor.load_parameters(unpack_parameters(payload), self.trainer.version)
         self._membership.version = self.trainer.version
         self._coordinator.progress = Progress(
             version=self.trainer.version,
@@ -235,7 +235,7 @@ class SerialSystem:
         """Greedy returns of the present parameters, on lanes of their own."""
         env = make_vec(self.config.env, min(episodes, self.config.evaluator.lanes), evaluation=True)
         networks = self._algorithm.make_networks()
-        networks.load_state_dict(load_tensors(self.trainer.parameters_payload()))
+        networks.load_state_dict(unpack_parameters(self.trainer.parameters_payload()))
         try:
             reports = evaluate(
                 config=self.config,

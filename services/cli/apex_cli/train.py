@@ -105,13 +105,22 @@ class LocalRun:
         *replay, learner = (f"127.0.0.1:{port}" for port in free_ports(shards + 1))
         common = ["--config", str(run.config_yaml)]
         addresses = ["--replay.addresses", *replay, "--learner.address", learner]
+        if config.actor.parameter_addresses:
+            addresses.append("--actor.parameter-addresses")  # none: one machine needs no relays and none is started
 
         def service(name: str, module: str, *arguments: str) -> Service:
             return Service(name, module, [*common, *arguments], run.logs / f"{name}.log")
 
+        names = ["replay"] if shards == 1 else [f"replay-{i}" for i in range(shards)]
+        journal = config.replay.journal_directory
         self.shards = [
-            service("replay" if shards == 1 else f"replay-{i}", "apex_replay", "--replay.listen", address)
-            for i, address in enumerate(replay)
+            service(
+                name,
+                "apex_replay",
+                *("--replay.listen", address),
+                *(("--replay.journal-directory", str(Path(journal) / name)) if journal else ()),
+            )
+            for name, address in zip(names, replay, strict=True)
         ]
         self.learner = service(
             "learner", "apex_learner", "--run-dir", str(run.path), *addresses, "--learner.listen", learner

@@ -30,7 +30,7 @@ from apexrl.telemetry.experiment_log import Progress as Position
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.transport import coordinator_pb2
 from apexrl.transport._generated.apex.v1 import coordinator_pb2_grpc
-from apexrl.transport.channel import LEARNER_LIMITS
+from apexrl.transport.channel import LEARNER_LIMITS, PARAMETERS_CONNECTION_AGE_SECONDS
 from apexrl.transport.errors import ListenError, Refused
 from apexrl.transport.handshake import Handshake, verify
 from apexrl.transport.io_thread import io_thread
@@ -96,7 +96,7 @@ class ServingProcess:
             ],
             LEARNER_LIMITS,
             services=("apex.v1.Parameters", "apex.v1.Coordinator"),
-            max_connection_age_seconds=900,
+            max_connection_age_seconds=PARAMETERS_CONNECTION_AGE_SECONDS,
             serving=False,
         )
         return self._server

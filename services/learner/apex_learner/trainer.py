@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from apexrl.algorithms.base import Algorithm, LearnerState, UpdateOutput
 from apexrl.config import ExperimentConfig
 from apexrl.experience.batch import BatchBuffer
+from apexrl.runtime.parameter_payload import pack_parameters
+from apexrl.telemetry.logging import get_logger
 from apexrl.types import ParameterVersion
+
+log = get_logger(__name__)
 
 #: After this many skipped updates in a row the parameters are taken to be broken.
 MAX_NONFINITE_UPDATES = 10
@@ -88,6 +91,7 @@ class Trainer:
         self.counters = counters
         self.last_output: UpdateOutput | None = None
         self._nonfinite_in_a_row = 0
+        self._kept: set[str] = set()
         self._started = time.monotonic()
         self._seconds_before = counters.seconds
 
@@ -139,12 +143,12 @@ class Trainer:
         return self.state.modules["online"]
 
     def parameters_payload(self) -> bytes:
-        """The published parameters as safetensors bytes."""
-        tensors = {
-            name: tensor.detach().to("cpu").contiguous()
-            for name, tensor in self.published_module().state_dict().items()
-        }
-        return save_tensors(tensors)
+        """The published parameters as safetensors bytes, in ``learner.publish_dtype``."""
+        payload, kept = pack_parameters(self.published_module().state_dict(), self._config.learner.publish_dtype)
+        for name in sorted(set(kept) - self._kept):
+            log.warning("tensor has values beyond 65504 and is published as it is, not as float16", tensor=name)
+        self._kept = set(kept)
+        return payload
 
     def advance_clock(self) -> None:
         """Bring ``counters.seconds`` up to now."""

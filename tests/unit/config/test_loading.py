@@ -19,6 +19,7 @@ from apexrl.config import (
     dump_yaml,
     load_experiment,
     load_section,
+    load_sections,
     shared,
 )
 
@@ -203,6 +204,32 @@ def test_a_section_is_loaded_without_knowing_the_algorithm(tmp_path: Path) -> No
     path.write_text("learnr: {}")
     with pytest.raises(ConfigError, match=r"learnr is not a known key.*is learner$"):
         load_section(path, "replay")
+
+
+def test_several_sections_are_loaded_together(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("algorithm: {name: unheard_of}\nlearner: {address: 'a:1'}\nrelay: {listen: 'b:2'}")
+    relay, learner = load_sections(path, ["relay", "learner"], ["--relay.upstream", "c:3", "--learner.address", "d:4"])
+    assert (relay.upstream, relay.listen, learner.address) == ("c:3", "b:2", "d:4")
+    with pytest.raises(ConfigError, match=r"relay\.upstream is 'b:2', must be another address than relay\.listen"):
+        load_sections(path, ["relay"], ["--relay.upstream", "b:2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("relay: {upstream: nowhere}", r"relay\.upstream is 'nowhere', must be HOST:PORT"),
+        ("relay: {poll_period_seconds: 0}", r"relay\.poll_period_seconds is 0\.0, must be above 0"),
+        ("actor: {parameter_addresses: [a:1, a]}", r"actor\.parameter_addresses\[1\] is 'a', must be HOST:PORT"),
+        ("actor: {parameter_addresses: [a:1, a:1]}", r"actor\.parameter_addresses .* must be each relay once"),
+        ("learner: {publish_dtype: int8}", r"learner\.publish_dtype is 'int8'.*'float32', 'float16'"),
+    ],
+)
+def test_what_relays_and_their_actors_cannot_work_with_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_section(path, text.partition(":")[0])
 
 
 def test_loading_a_section_imports_no_torch(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from apex_learner.process import make_state
 from apex_learner.trainer import MAX_NONFINITE_UPDATES, Counters, NonfiniteLossError, Trainer
@@ -17,6 +18,7 @@ from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
 from apexrl.runtime.checkpoint import Checkpoint, CheckpointStore
 from apexrl.runtime.learner_snapshot import restore, snapshot
+from apexrl.runtime.parameter_payload import unpack_parameters
 
 CATCH = Path(__file__).parents[3] / "configs" / "catch_apex_dqn.yaml"
 
@@ -132,6 +134,30 @@ def test_ten_broken_updates_in_a_row_end_the_learner() -> None:
     with pytest.raises(NonfiniteLossError, match="10 updates in a row"):
         trainer.update(broken)
     assert trainer.counters.nonfinite_updates == 2 * MAX_NONFINITE_UPDATES - 1
+
+
+def test_half_precision_is_for_what_is_published_only() -> None:
+    single, half = make_trainer(load()), make_trainer(load("--learner.publish-dtype", "float16"))
+    learn(half, load(), 2)
+    learn(single, load(), 2)
+    sent = unpack_parameters(half.parameters_payload())
+    assert 2 * len(half.parameters_payload()) == pytest.approx(len(single.parameters_payload()), rel=0.1)
+    for name, tensor in single.published_module().state_dict().items():
+        assert torch.equal(half.published_module().state_dict()[name], tensor), "the learner's own are not rounded"
+        torch.testing.assert_close(sent[name], tensor, rtol=2.0**-11, atol=6e-8)
+    saved = snapshot(half.state, 1).tensors
+    for name, tensor in snapshot(single.state, 1).tensors.items():
+        assert torch.equal(saved[name], tensor), f"checkpoint: {name}"
+
+
+def test_a_tensor_that_half_precision_cannot_hold_is_published_whole_and_named_once() -> None:
+    trainer = make_trainer(load("--learner.publish-dtype", "float16"))
+    name, weights = next(iter(trainer.published_module().state_dict().items()))
+    weights.view(-1)[0] = 1e6
+    with capture_logs() as lines:
+        payloads = [trainer.parameters_payload() for _ in range(2)]
+    assert torch.equal(unpack_parameters(payloads[0])[name], weights)
+    assert [line["tensor"] for line in lines] == [name]
 
 
 def test_beta_follows_the_runs_frames() -> None:

@@ -13,6 +13,7 @@ import pytest
     [
         "apexrl.replay, apexrl.transport, apexrl.config, apexrl.telemetry.metrics, apexrl.runtime.lifecycle",
         "apex_replay.servicer",
+        "apex_learner.relay",
         "apexrl.experience.chunk_builder, apexrl.experience.stacking",
     ],
 )

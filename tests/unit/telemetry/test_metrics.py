@@ -16,13 +16,20 @@ from apexrl.telemetry.metrics import (
     EvaluatorMetrics,
     LearnerMetrics,
     MetricsServer,
+    RelayMetrics,
     ReplayMetrics,
     ServiceMetrics,
     eps_band,
     start_metrics_server,
 )
 
-SERVICES: tuple[type[ServiceMetrics], ...] = (ActorMetrics, ReplayMetrics, LearnerMetrics, EvaluatorMetrics)
+SERVICES: tuple[type[ServiceMetrics], ...] = (
+    ActorMetrics,
+    ReplayMetrics,
+    LearnerMetrics,
+    RelayMetrics,
+    EvaluatorMetrics,
+)
 
 
 def names(metrics: ServiceMetrics) -> set[str]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from apexrl.transport._generated.apex.v1 import replay_pb2 as apex_dot_v1_dot_replay__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61pex/v1/parameters.proto\x12\x07\x61pex.v1\x1a\x14\x61pex/v1/replay.proto\"/\n\x10ParameterVersion\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\"o\n\x14GetParametersRequest\x12%\n\thandshake\x18\x01 \x01(\x0b\x32\x12.apex.v1.Handshake\x12\x30\n\rif_newer_than\x18\x02 \x01(\x0b\x32\x19.apex.v1.ParameterVersion\"_\n\x15GetParametersResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.apex.v1.ParameterHeaderH\x00\x12\x0e\n\x04part\x18\x02 \x01(\x0cH\x00\x42\n\n\x08response\"\x8a\x01\n\x0fParameterHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.apex.v1.ParameterVersion\x12\x14\n\x0cnot_modified\x18\x03 \x01(\x08\x12\x15\n\rpayload_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x32^\n\nParameters\x12P\n\rGetParameters\x12\x1d.apex.v1.GetParametersRequest\x1a\x1e.apex.v1.GetParametersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61pex/v1/parameters.proto\x12\x07\x61pex.v1\x1a\x14\x61pex/v1/replay.proto\"/\n\x10ParameterVersion\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\"~\n\x14GetParametersRequest\x12%\n\thandshake\x18\x01 \x01(\x0b\x32\x12.apex.v1.Handshake\x12\x30\n\rif_newer_than\x18\x02 \x01(\x0b\x32\x19.apex.v1.ParameterVersion\x12\r\n\x05relay\x18\x03 \x01(\x08\"_\n\x15GetParametersResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.apex.v1.ParameterHeaderH\x00\x12\x0e\n\x04part\x18\x02 \x01(\x0cH\x00\x42\n\n\x08response\"\xa6\x01\n\x0fParameterHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.apex.v1.ParameterVersion\x12\x14\n\x0cnot_modified\x18\x03 \x01(\x08\x12\x15\n\rpayload_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x1a\n\x12shared_config_json\x18\x06 \x01(\t2^\n\nParameters\x12P\n\rGetParameters\x12\x1d.apex.v1.GetParametersRequest\x1a\x1e.apex.v1.GetParametersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARAMETERVERSION']._serialized_start=59
   _globals['_PARAMETERVERSION']._serialized_end=106
   _globals['_GETPARAMETERSREQUEST']._serialized_start=108
-  _globals['_GETPARAMETERSREQUEST']._serialized_end=219
-  _globals['_GETPARAMETERSRESPONSE']._serialized_start=221
-  _globals['_GETPARAMETERSRESPONSE']._serialized_end=316
-  _globals['_PARAMETERHEADER']._serialized_start=319
-  _globals['_PARAMETERHEADER']._serialized_end=457
-  _globals['_PARAMETERS']._serialized_start=459
-  _globals['_PARAMETERS']._serialized_end=553
+  _globals['_GETPARAMETERSREQUEST']._serialized_end=234
+  _globals['_GETPARAMETERSRESPONSE']._serialized_start=236
+  _globals['_GETPARAMETERSRESPONSE']._serialized_end=331
+  _globals['_PARAMETERHEADER']._serialized_start=334
+  _globals['_PARAMETERHEADER']._serialized_end=500
+  _globals['_PARAMETERS']._serialized_start=502
+  _globals['_PARAMETERS']._serialized_end=596
 # @@protoc_insertion_point(module_scope)

@@ -47,7 +47,7 @@ class ParametersServicer:
     def GetParameters(self, request, context):
         """The newest parameters if they are newer than what the caller has; else one reply with `not_modified`.
         The first reply is a header, the others hold the payload in parts of at most 1 MiB, in order. Before the first
-        publication the call answers UNAVAILABLE, saying that the learner is starting.
+        publication the call answers UNAVAILABLE, saying what the learner or relay waits for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
