@@ -118,10 +118,14 @@ class HeartbeatThread:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            # The client repeats by itself; the timeout only lets this thread see a stop.
-            with contextlib.suppress(TimeoutError):
+            try:
+                # The client repeats by itself; the timeout only lets this thread see a stop.
                 self._membership.beat(self._coordinator.heartbeat)
                 self.answered.set()
+            except TimeoutError:
+                pass
+            except Closed:
+                return
             self._stop.wait(min(HEARTBEAT_SECONDS, self._membership.ttl_seconds / 3))
         with contextlib.suppress(TimeoutError, Closed):
             self._membership.beat(self._coordinator.heartbeat, release=True)
