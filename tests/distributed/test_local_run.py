@@ -134,7 +134,7 @@ def test_a_stopped_run_resumes_where_it_was(tmp_path: Path) -> None:
         second.close()
     assert status.epoch == 2
     assert status.run_id == saved.run_id
-    assert status.global_frames > saved.counters["shard_inserted"]
+    assert status.global_frames > sum(saved.counters["shard_inserted"])
 
 
 @pytest.mark.timeout(300)
