@@ -12,6 +12,7 @@ import tyro
 from torch import nn
 
 from apex_actor.evaluation import evaluate
+from apex_learner.trainer import Counters
 from apexrl.algorithms import CONFIGS, make_algorithm
 from apexrl.algorithms.base import Algorithm
 from apexrl.config import ConfigError, ExperimentConfig, load_experiment
@@ -96,9 +97,7 @@ def load_player(directory: Path, which: Which) -> Player:
     algorithm = make_algorithm(config, env_spec(config.env))
     networks = algorithm.make_networks()
     load_module(networks, checkpoint.snapshot, "online")
-    frames = int(checkpoint.counters.get("frames_before", 0)) + int(checkpoint.counters.get("shard_inserted", 0)) * int(
-        checkpoint.counters.get("action_repeat", 1)
-    )
+    frames = Counters(**checkpoint.counters).global_frames
     return Player(config, algorithm, networks, checkpoint.version, frames)
 
 
