@@ -209,7 +209,7 @@ def test_put_and_flush_return_at_their_deadline_while_nobody_listens() -> None:
         assert not client.flush(0.1)
         assert 0.3 <= time.monotonic() - started < 2.0
         assert client.blocked_seconds >= 0.2
-        assert "cannot be reached" in (client.waiting() or "")
+        wait_until(lambda: "cannot be reached" in (client.waiting() or ""), "it says what it waits for")
 
 
 def test_whoever_waits_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
