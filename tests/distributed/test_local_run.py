@@ -92,10 +92,11 @@ def test_training_goes_on_after_a_kill_of_each_service(scene: Scene) -> None:
     before = status
     scene.kill(scene.run.shards[0])
     scene.until(lambda s: bool(s.waiting) or s.replay_items < before.replay_items, "the learner notices the lost shard")
+    # Batches that were drawn before the kill may feed many updates, so those alone would not show that actors insert.
     status = scene.until(
-        lambda s: s.learner_updates > before.learner_updates + 50, "training goes on with an empty shard"
+        lambda s: s.learner_updates > before.learner_updates + 50 and s.global_frames > before.global_frames,
+        "training goes on with an empty shard, and frames count on over shards",
     )
-    assert status.global_frames > before.global_frames, "frames count on over shards"
     assert status.epoch == 1, "the learner was not restarted"
 
     scene.until(
