@@ -128,8 +128,11 @@ class Journal:
         for name, sequences in live.items():
             self._tables[name] = _Table(sequences[-1] + 1 if sequences else 0, deque(sequences))
         for name, found in segments(self.directory).items():
-            # Every segment ends before the next begins; the last one's end is what was recovered.
-            ends = [first for first, _ in found[1:]] + [self._table(name).next_sequence]
+            own = self._table(name)
+            # No segment is written again: the last one may hold nothing readable, and its name is its first sequence.
+            own.next_sequence = max(own.next_sequence, found[-1][0] + 1)
+            # Every segment ends before the next begins.
+            ends = [first for first, _ in found[1:]] + [own.next_sequence]
             self._closed_segments[name] = [_Segment(path, end - 1) for (_, path), end in zip(found, ends, strict=True)]
         self._thread.start()
 

@@ -12,7 +12,7 @@ import pytest
 
 from apex_replay import journal as journal_module
 from apex_replay.endpoint import ReplayEndpoint
-from apex_replay.journal import ASIDE_NAME, STATE_NAME, Journal, JournalError, segments
+from apex_replay.journal import ASIDE_NAME, STATE_NAME, Journal, JournalError, segment_path, segments
 from apex_replay.journal_format import MAGIC, Damage, FormatError, Record, decode_segment, encode_record
 from apexrl.replay.engine import ReplayEngine
 from apexrl.replay.table import Table
@@ -221,6 +221,31 @@ def test_segments_are_deleted_when_their_chunks_have_left(directory: Path) -> No
     assert again.table.inserted == 1200
     assert again.table.evicted == 1200 - again.table.num_items
     again.crash()
+
+
+@pytest.mark.parametrize("left", [0, len(MAGIC), len(MAGIC) + 5])
+def test_a_segment_that_broke_off_at_its_begin_is_not_written_again(directory: Path, left: int) -> None:
+    shard = Shard(directory)
+    shard.open_insert()
+    shard.insert(0, 1, 2)
+    shard.crash()
+    # The process ended while it began the segment of chunk 3.
+    broken = segment_path(directory, TABLE.name, 3)
+    broken.write_bytes((MAGIC + encode_record(Record(3, 12, ACTOR, 4, make_chunk(3))))[:left])
+    again = Shard(directory)
+    assert again.open_insert() == 3
+    for _ in range(3):
+        again.session.put(make_chunk(0))  # numbers that were seen: not stored again
+    again.insert(*range(3, 30))
+    again.flush()
+    again.flush()
+    assert not broken.exists(), "what it could have held has left the table"
+    marks = again.marks()
+    assert marks[-1] == 29
+    again.crash()
+    third = Shard(directory)
+    assert third.marks()[-len(marks) :] == marks
+    third.crash()
 
 
 def test_damage_in_the_middle_costs_little_and_is_counted(directory: Path) -> None:
