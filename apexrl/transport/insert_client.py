@@ -11,6 +11,7 @@ import grpc
 
 from apexrl.transport import replay_pb2 as pb
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub
+from apexrl.transport.blocked_time import BlockedTime
 from apexrl.transport.channel import REPLAY_LIMITS
 from apexrl.transport.errors import Closed
 from apexrl.transport.handshake import Handshake
@@ -36,7 +37,8 @@ class InsertClient:
             outlives a learner's run).
         table: where the chunks go.
         max_unacked_chunks: size of the window.
-        condition: notified when there may be room, shared with other clients; one of its own by default.
+        condition: notified when a stream has opened or there may be room, shared with other clients; one of its own
+            by default.
     """
 
     def __init__(
@@ -55,8 +57,7 @@ class InsertClient:
         self._flushing = 0
         self._closed = False
         self._keeper = StreamKeeper(f"replay shard {address}", address, REPLAY_LIMITS, self._stream, self.waiting)
-        self._blocked_seconds = 0.0
-        self._blocked_since: float | None = None
+        self._blocked = BlockedTime(self._condition)
         self._io = io_thread()
         self._wake = asyncio.Event()
         self._task = self._io.submit(self._run())
@@ -103,8 +104,7 @@ class InsertClient:
     def blocked_seconds(self) -> float:
         """Seconds that :meth:`put` has waited for the window, ever, the current wait included."""
         with self._condition:
-            now = 0.0 if self._blocked_since is None else time.monotonic() - self._blocked_since
-            return self._blocked_seconds + now
+            return self._blocked.seconds
 
     def put(self, chunks: Sequence[Chunk], timeout: float | None = None) -> int:
         """Hand over chunks; blocks while the window is full.
@@ -147,13 +147,12 @@ class InsertClient:
         """What this client waits for, in words; None if for nothing."""
         with self._condition:
             unacked, room = self._session.unacked, self._session.room
-            blocked = self._blocked_since
+            blocked = self._blocked.current
         absence = self._keeper.describe_absence()
         if absence is not None:
             return f"{absence}; {unacked} chunks wait"
         if room < 1 and blocked is not None:
-            seconds = time.monotonic() - blocked
-            return f"replay shard {self.address} takes no more chunks for {seconds:.0f} s; {unacked} unacknowledged"
+            return f"replay shard {self.address} takes no more chunks for {blocked:.0f} s; {unacked} unacknowledged"
         return None
 
     def _wait_for_room(self, deadline: float | None) -> bool:
@@ -162,16 +161,7 @@ class InsertClient:
             raise Closed(f"insert client of {self.address} is closed")
         if self._session.room > 0:
             return True
-        started = time.monotonic()
-        if self._blocked_since is None:
-            self._blocked_since = started
-        try:
-            left = None if deadline is None else max(0.0, deadline - started)
-            self._condition.wait_for(lambda: self._closed or self._session.room > 0, left)
-        finally:
-            if self._blocked_since is not None:
-                self._blocked_seconds += time.monotonic() - self._blocked_since
-                self._blocked_since = None
+        self._blocked.wait_for(lambda: self._closed or self._session.room > 0, deadline)
         if self._closed:
             raise Closed(f"insert client of {self.address} was closed while put() waited")
         return self._session.room > 0
@@ -197,6 +187,8 @@ class InsertClient:
             await call.write(self._session.open_request(handshake))
             await self._read_one(call, OPEN_TIMEOUT_SECONDS)
             self._keeper.opened()
+            with self._condition:
+                self._condition.notify_all()
             reader = asyncio.create_task(self._read(call))
             writer = asyncio.create_task(self._write(call))
             try:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from apexrl.transport.blocked_time import BlockedTime
 from apexrl.transport.errors import Closed
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.insert_client import InsertClient
@@ -44,13 +45,7 @@ class InsertFleet:
             InsertClient(address, handshake, table, max_unacked_chunks, condition=self._condition) for address in chosen
         ]
         self._closed = False
-        self._blocked_seconds = 0.0
-        self._blocked_since: float | None = None
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Of the shards that this actor sends to."""
-        return tuple(client.address for client in self._clients)
+        self._blocked = BlockedTime(self._condition)
 
     @property
     def unacked(self) -> int:
@@ -66,8 +61,7 @@ class InsertFleet:
     def blocked_seconds(self) -> float:
         """Seconds that :meth:`put` has waited for a stream with room, ever, the current wait included."""
         with self._condition:
-            now = 0.0 if self._blocked_since is None else time.monotonic() - self._blocked_since
-            return self._blocked_seconds + now
+            return self._blocked.seconds
 
     def put(self, chunks: Sequence[Chunk], timeout: float | None = None) -> int:
         """Hand over chunks; blocks while no connected shard has room.
@@ -96,14 +90,6 @@ class InsertFleet:
             done &= client.flush(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return done
 
-    def waiting(self) -> str | None:
-        """What the actor waits for, in words; None while a shard takes its chunks."""
-        with self._condition:
-            if self._roomy():
-                return None
-        reasons = [reason for client in self._clients if (reason := client.waiting()) is not None]
-        return "; ".join(reasons) or None
-
     def close(self) -> None:
         """Stop; what was not acknowledged is given up. Calls that wait raise :class:`Closed`."""
         with self._condition:
@@ -118,13 +104,8 @@ class InsertFleet:
     def _wait_for_client(self, deadline: float | None) -> InsertClient | None:
         """With the lock: the stream for the next chunk; None at the deadline."""
         if not self._closed and not self._roomy():
-            self._blocked_since = time.monotonic()
-            try:
-                left = None if deadline is None else max(0.0, deadline - self._blocked_since)
-                self._condition.wait_for(lambda: self._closed or bool(self._roomy()), left)
-            finally:
-                self._blocked_seconds += time.monotonic() - self._blocked_since
-                self._blocked_since = None
+            self._blocked.wait_for(lambda: self._closed or bool(self._roomy()), deadline)
         if self._closed:
             raise Closed("the insert fleet is closed")
-        return min(self._roomy(), key=lambda client: client.unacked, default=None)
+        # Where all keep up, in turn; a shard that was away gets more until it has had as many.
+        return min(self._roomy(), key=lambda client: (client.unacked, client.acked), default=None)
