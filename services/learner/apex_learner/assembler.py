@@ -46,6 +46,21 @@ class DrawPlan(NamedTuple):
 
 
 @dataclass
+class DrawCounts:
+    """What has come over the streams, ever. A chunk is a page that the mirror lacked: the mirror's hit rate is
+    1 - chunks / items."""
+
+    items: int = 0
+    chunks: int = 0
+    chunk_bytes: int = 0
+    """Of the encoded blocks."""
+    decode_seconds: float = 0.0
+    """To decode chunks and copy them to their slots."""
+    redraws: int = 0
+    """Times that parts were asked of another shard."""
+
+
+@dataclass
 class _Assembly:
     """A batch that is being put together."""
 
@@ -141,10 +156,7 @@ class BatchAssembler:
         self._batches_in_flight = 0
         self._orphans: list[_Piece] = []
         self.ring = BatchRing(table.signature, batch_size, depth.largest + 2)
-        self.chunks_received = 0
-        self.items_received = 0
-        self.redraws = 0
-        """Parts that were asked of another shard."""
+        self.counts = DrawCounts()
 
     # --- state ---
 
@@ -206,7 +218,7 @@ class BatchAssembler:
             return []
         self._void_overdue()
         if self._orphans:
-            self.redraws += 1
+            self.counts.redraws += 1
             return self._ask(self._some_orphans(), masses)
         missing = self._depth.batches - ready - self._batches_in_flight
         batches = min(missing, self._depth.batches_per_request, self._batches_that_fit())
@@ -304,14 +316,22 @@ class BatchAssembler:
                 f"draw.request_number is {drawn.request_number} with counts {drawn.counts.tolist()}, must be "
                 f"{part.plan.request_number} with {part.plan.counts}"
             )
-        for slot, chunk in zip(drawn.new_slots, drawn.new_chunks, strict=True):
-            own.mirror.put(int(slot), chunk.rows, chunk.starts, chunk.blocks)
+        self._mirror(own.mirror, drawn)
         own.outstanding.popleft()
-        self.chunks_received += len(drawn.new_chunks)
-        self.items_received += len(drawn.keys)
         self.observe(shard, drawn.totals, boot)
         self._limiter.settle(part.num_items)
         return [] if part.void else self._fill(shard, part, drawn)
+
+    def _mirror(self, mirror: HostMirror, drawn: DrawResult) -> None:
+        """Take in a reply's chunks."""
+        started = time.perf_counter()
+        for slot, chunk in zip(drawn.new_slots, drawn.new_chunks, strict=True):
+            mirror.put(int(slot), chunk.rows, chunk.starts, chunk.blocks)
+        counts = self.counts
+        counts.decode_seconds += time.perf_counter() - started
+        counts.items += len(drawn.keys)
+        counts.chunks += len(drawn.new_chunks)
+        counts.chunk_bytes += sum(len(block) for chunk in drawn.new_chunks for block in chunk.blocks)
 
     def _fill(self, shard: int, part: _Part, drawn: DrawResult) -> list[BatchBuffer]:
         """Put a reply's items where they belong."""

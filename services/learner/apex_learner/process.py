@@ -299,6 +299,12 @@ class LearnerProcess:
         metrics.global_frames.set(trainer.counters.global_frames)
         metrics.samples_per_insert.set(self._sampling.samples_per_insert)
         metrics.replay_shards_live.set(self._sampling.num_shards_live)
+        counts = self._sampling.counts
+        metrics.follow(metrics.drawn_items, counts.items)
+        metrics.follow(metrics.mirror_chunks, counts.chunks)
+        metrics.follow(metrics.mirror_bytes, counts.chunk_bytes)
+        metrics.follow(metrics.mirror_decode_seconds, counts.decode_seconds)
+        metrics.follow(metrics.redraws, counts.redraws)
         fleet = self._publisher.fleet
         metrics.follow(metrics.params_served_bytes, fleet.get("served_bytes", 0.0))
         metrics.follow(metrics.params_not_modified, fleet.get("not_modified", 0.0))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apex_learner.assembler import BatchAssembler
+from apex_learner.assembler import BatchAssembler, DrawCounts
 from apex_learner.batches import PrefetchDepth, mirror_slots
 from apex_learner.prefetch import Prefetcher
 from apexrl.algorithms.base import TableSpec
@@ -120,6 +120,11 @@ class Sampling:
     def samples_per_insert(self) -> float:
         """Achieved so far."""
         return self._limiter.achieved_ratio
+
+    @property
+    def counts(self) -> DrawCounts:
+        """What has come over the streams."""
+        return self._assembler.counts
 
     @property
     def requests_made(self) -> int:

@@ -96,7 +96,7 @@ def test_parts_of_a_lost_shard_come_from_the_others() -> None:
         pass
     batches = system.receive_all()
     assert len(batches) == 4
-    assert system.assembler.redraws >= 1
+    assert system.assembler.counts.redraws >= 1
     assert system.limiter._in_flight == 0
     assert not any((batch.shards == 1).any() for batch in batches)
     remaining = {item: q for item, q in weights.items() if item[0] // 100 != 1}
@@ -151,7 +151,7 @@ def test_the_only_shard_is_waited_for_however_slow() -> None:
     system.now = 100.0
     assert system.request() == []
     assert len(system.receive_all()) == 4
-    assert system.assembler.redraws == 0
+    assert system.assembler.counts.redraws == 0
 
 
 def test_a_broken_stream_of_the_only_shard_asks_again() -> None:
