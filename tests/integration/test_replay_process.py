@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from process_scene import ServiceCommand, imported
 from replay_scene import STARTS, WAIT, fill, inserted, learner, mark_of, opened, reply, shard, table_info, wait_until
 
 from apexrl.transport.channel import REPLAY_LIMITS, open_channel
@@ -24,34 +20,17 @@ RECORD_BYTES = 100
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def replay(tmp_path: Path) -> ServiceCommand:
     path = tmp_path / "experiment.yaml"
     path.write_text("algorithm: {name: apex_dqn}\nreplay: {listen: '127.0.0.1:0'}\n")
-    return path
+    return ServiceCommand("apex_replay", "replay shard is listening", path)
 
 
-def command(config: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "apex_replay", "--config", str(config), *arguments]
-
-
-@contextmanager
-def process(config: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running shard and its address."""
-    child = subprocess.Popen(command(config, *arguments), stderr=subprocess.PIPE, text=True)
-    try:
-        assert child.stderr is not None
-        lines = map(json.loads, child.stderr)
-        yield child, next(line["address"] for line in lines if line["event"] == "replay shard is listening")
-    finally:
-        child.kill()
-        child.wait()
-
-
-def test_it_serves_until_sigterm_and_exits_with_0(config: Path) -> None:
+def test_it_serves_until_sigterm_and_exits_with_0(replay: ServiceCommand) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         metrics_port = probe.getsockname()[1]
-    with process(config, "--replay.metrics-port", str(metrics_port)) as (child, address):
+    with replay.running("--replay.metrics-port", str(metrics_port)) as (child, address):
         fill(address, 2)
         assert inserted(address) == 2 * STARTS
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=WAIT) as page:
@@ -60,9 +39,9 @@ def test_it_serves_until_sigterm_and_exits_with_0(config: Path) -> None:
         assert child.wait(WAIT) == 0
 
 
-def test_a_killed_shard_with_a_journal_has_its_experience_again(config: Path, tmp_path: Path) -> None:
+def test_a_killed_shard_with_a_journal_has_its_experience_again(replay: ServiceCommand, tmp_path: Path) -> None:
     options = ("--replay.journal-directory", str(tmp_path / "journal"), "--replay.journal-flush-seconds", "0.05")
-    with process(config, *options) as (child, address):
+    with replay.running(*options) as (child, address):
         fill(address, 5)
         written = tmp_path / "journal"
         wait_until(
@@ -70,7 +49,7 @@ def test_a_killed_shard_with_a_journal_has_its_experience_again(config: Path, tm
         )
         child.kill()
         child.wait()
-    with process(config, *options) as (child, address):
+    with replay.running(*options) as (child, address):
         assert inserted(address) == table_info(address).totals.num_items == 5 * STARTS
         fill(address, 1, first_mark=5)
         with learner(address) as client:
@@ -81,38 +60,32 @@ def test_a_killed_shard_with_a_journal_has_its_experience_again(config: Path, tm
         assert child.wait(WAIT) == 0
 
 
-def test_a_journal_in_use_is_named_and_exits_with_1(config: Path, tmp_path: Path) -> None:
+def test_a_journal_in_use_is_named_and_exits_with_1(replay: ServiceCommand, tmp_path: Path) -> None:
     options = ("--replay.journal-directory", str(tmp_path / "journal"))
-    with process(config, *options):
-        done = subprocess.run(command(config, *options), capture_output=True, text=True, timeout=30, check=False)
+    with replay.running(*options):
+        done = replay.ended(*options)
     assert done.returncode == 1
     assert "replay.journal_directory" in done.stderr
     assert "is in use by another shard" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_in_use_is_named_and_exits_with_1(config: Path) -> None:
+def test_a_port_in_use_is_named_and_exits_with_1(replay: ServiceCommand) -> None:
     with shard() as service:
-        done = subprocess.run(
-            command(config, "--replay.listen", service.address), capture_output=True, text=True, timeout=30, check=False
-        )
+        done = replay.ended("--replay.listen", service.address)
     assert done.returncode == 1
     assert f"cannot listen on {service.address}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_option_exits_with_2_and_names_the_nearest(config: Path) -> None:
-    done = subprocess.run(
-        command(config, "--replay.listn", "x"), capture_output=True, text=True, timeout=30, check=False
-    )
+def test_an_unknown_option_exits_with_2_and_names_the_nearest(replay: ServiceCommand) -> None:
+    done = replay.ended("--replay.listn", "x")
     assert done.returncode == 2
     assert "--replay.listen" in done.stderr
 
 
 def test_the_shard_imports_neither_torch_nor_an_environment() -> None:
-    code = "import sys, apex_replay.__main__; print([m for m in ('torch', 'gymnasium', 'ale_py') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[]"
+    assert imported("apex_replay.__main__", "torch", "gymnasium", "ale_py") == []
 
 
 def test_the_health_service_answers() -> None:
