@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from apex_learner.serving import CoordinatorServicer
+from apex_replay.servicer import ReplayServicer
+from apexrl.transport._generated.apex.v1 import coordinator_pb2_grpc, parameters_pb2_grpc, replay_pb2_grpc
+from apexrl.transport.parameter_server import ParametersServicer
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -34,3 +39,17 @@ def test_messages_can_be_pickled() -> None:
 
     message = replay_pb2.TableTotals(table="replay", num_items=3)
     assert pickle.loads(pickle.dumps(message)) == message
+
+
+@pytest.mark.parametrize(
+    ("generated", "ours"),
+    [
+        (replay_pb2_grpc.ReplayServicer, ReplayServicer),
+        (parameters_pb2_grpc.ParametersServicer, ParametersServicer),
+        (coordinator_pb2_grpc.CoordinatorServicer, CoordinatorServicer),
+    ],
+)
+def test_every_call_of_the_protos_is_answered(generated: type, ours: type) -> None:
+    calls = [name for name in vars(generated) if not name.startswith("_")]
+    assert calls
+    assert [name for name in calls if getattr(ours, name) is getattr(generated, name)] == []
