@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/pong_small.yaml
 ARGS ?=
+GATES ?= cartpole minatar_breakout
 
 BIN := $(VENV)/bin
 SOURCES := apexrl services benchmarks tests tools
@@ -21,8 +22,9 @@ train: $(VENV)/train.stamp ## Train CONFIG (default configs/pong_small.yaml) on 
 test: lint ## Lint, check types, run the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
-learning: $(VENV)/dev.stamp ## Run the learning gates: small problems must be solved (minutes)
+learning: $(VENV)/dev.stamp ## Run the learning gates over real services, write benchmarks/results (an hour; GATES="pong" for others)
 	$(BIN)/python -m pytest -m slow
+	set -e; for gate in $(GATES); do $(BIN)/python benchmarks/learning.py $$gate $(ARGS); done
 
 bench: $(VENV)/dev.stamp ## Measure learner and actor with CONFIG against plain loops, write benchmarks/results (minutes, idle machine)
 	$(BIN)/python benchmarks/learner_update.py $(CONFIG) --write $(ARGS)
