@@ -26,6 +26,7 @@ from apex_actor.loop import ActorLoop
 from apexrl.algorithms import make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig
 from apexrl.envs import env_spec, make_vec
+from apexrl.runtime.torch_cpu import configure_torch
 from benchmarks.aggregation import spread
 from benchmarks.options import conclude, fraction_goal, load, parser, run
 from benchmarks.windows import interleave, ratios, repeat
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser(__doc__, seconds=5.0, windows=5).parse_known_args(arguments)
     config = load(options.config, overrides)
     lanes = config.actor.lanes
-    torch.set_num_threads(1)
+    configure_torch(1)
     with one_core():
         loop = make_loop(config, lanes)
         programs = {

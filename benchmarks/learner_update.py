@@ -24,6 +24,7 @@ from apexrl.algorithms import make_algorithm
 from apexrl.config import ExperimentConfig
 from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
+from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.types import EnvSpec, RowKind, TableConfig
 from benchmarks.aggregation import spread
 from benchmarks.options import conclude, load, parser, run
@@ -75,8 +76,7 @@ def update_window(config: ExperimentConfig[Any]) -> Window:
 
 def use_threads(config: ExperimentConfig[Any]) -> int:
     """Take as many CPU threads as the learner would; returns how many."""
-    if config.learner.threads:
-        torch.set_num_threads(config.learner.threads)
+    configure_torch(config.learner.threads)
     return torch.get_num_threads()
 
 

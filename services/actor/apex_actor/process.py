@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from apex_actor.evaluation import evaluate
 from apex_actor.exploring import hashed_indices, lane_epsilons
@@ -19,6 +18,7 @@ from apexrl.envs import env_spec, make_vec
 from apexrl.runtime.lifecycle import Shutdown
 from apexrl.runtime.parameter_payload import unpack_parameters
 from apexrl.runtime.seeding import integer_seed
+from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.telemetry.logging import Waiting, get_logger
 from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics
 from apexrl.transport import coordinator_pb2 as pb
@@ -94,7 +94,7 @@ def run_actor(
 
     ``on_ready`` is called when the first turn is done.
     """
-    torch.set_num_threads(config.actor.inference_threads)
+    configure_torch(config.actor.inference_threads)
     algorithm = make_algorithm(config, env_spec(config.env))
     networks = algorithm.make_networks()
     env = make_vec(config.env, config.actor.lanes, num_threads=config.actor.env_threads)
@@ -246,7 +246,7 @@ class _Acting:
 
 def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: EvaluatorMetrics) -> None:
     """Evaluate the newest parameters, again and again, until ``stop`` is set or the run is over."""
-    torch.set_num_threads(config.actor.inference_threads)
+    configure_torch(config.actor.inference_threads)
     evaluator = config.evaluator
     algorithm = make_algorithm(config, env_spec(config.env))
     networks = algorithm.make_networks()

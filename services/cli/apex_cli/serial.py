@@ -39,6 +39,7 @@ from apexrl.runtime.lifecycle import Shutdown
 from apexrl.runtime.parameter_payload import unpack_parameters
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.runtime.seeding import integer_seed
+from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.telemetry.experiment_log import ExperimentLog
 from apexrl.telemetry.experiment_log import Progress as Position
 from apexrl.telemetry.learning_curve import draw_learning_curve
@@ -87,7 +88,7 @@ class SerialSystem:
     def __init__(
         self, config: ExperimentConfig[Any], run_id: str, *, checkpoint: Checkpoint | None = None, epoch: int = 1
     ) -> None:
-        torch.set_num_threads(1)
+        configure_torch(1)
         torch.use_deterministic_algorithms(True)
         self.config = config
         self.trace = Trace()

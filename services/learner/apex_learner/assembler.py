@@ -48,7 +48,8 @@ class DrawPlan(NamedTuple):
 @dataclass
 class DrawCounts:
     """What has come over the streams, ever. A chunk is a page that the mirror lacked: the mirror's hit rate is
-    1 - chunks / items."""
+    1 - chunks / items.
+    """
 
     items: int = 0
     chunks: int = 0

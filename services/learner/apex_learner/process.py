@@ -27,6 +27,7 @@ from apexrl.runtime.learner_snapshot import restore, snapshot
 from apexrl.runtime.lifecycle import Shutdown
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.runtime.seeding import integer_seed
+from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.telemetry.logging import Waiting, get_logger
 from apexrl.telemetry.metrics import LearnerMetrics
 from apexrl.transport.errors import ListenError
@@ -83,8 +84,7 @@ class LearnerProcess:
         discard_other_run: bool,
     ) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-        if config.learner.threads:
-            torch.set_num_threads(config.learner.threads)
+        configure_torch(config.learner.threads)
         self._config = config
         self._run = run
         self._metrics = metrics
