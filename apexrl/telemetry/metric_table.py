@@ -113,6 +113,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("apex_learner_params_publish_total", _C, "Publications of parameters."),
     Metric("apex_learner_params_served_bytes_total", _C, "Bytes of parameters served."),
     Metric("apex_learner_params_not_modified_total", _C, "Fetches answered with not modified."),
+    Metric("apex_learner_params_waiting_transfers", _G, "Callers that wait for their turn to be sent parameters."),
     Metric("apex_learner_active", _G, "1 while this process is the learner that shards obey."),
     Metric("apex_learner_epoch", _G, "Epoch of this learner."),
     Metric("apex_learner_global_frames", _G, "Environment frames of the whole run."),
@@ -133,6 +134,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("apex_relay_params_fetch_bytes_total", _C, "Bytes of parameters fetched."),
     Metric("apex_relay_params_served_bytes_total", _C, "Bytes of parameters served."),
     Metric("apex_relay_params_not_modified_total", _C, "Fetches answered with not modified."),
+    Metric("apex_relay_params_waiting_transfers", _G, "Callers that wait for their turn to be sent parameters."),
     Metric("apex_relay_upstream_live", _G, "1 while the upstream answers."),
     # --- evaluator ---
     Metric("apex_eval_episodes_total", _C, "Finished evaluation episodes."),

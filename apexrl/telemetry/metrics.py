@@ -196,6 +196,7 @@ class LearnerMetrics(ServiceMetrics):
         self.params_publish = self._counter("apex_learner_params_publish_total")
         self.params_served_bytes = self._counter("apex_learner_params_served_bytes_total")
         self.params_not_modified = self._counter("apex_learner_params_not_modified_total")
+        self.params_waiting_transfers = self._gauge("apex_learner_params_waiting_transfers")
         self.active = self._gauge("apex_learner_active")
         self.epoch = self._gauge("apex_learner_epoch")
         self.global_frames = self._gauge("apex_learner_global_frames")
@@ -222,6 +223,7 @@ class RelayMetrics(ServiceMetrics):
         self.params_fetch_bytes = self._counter("apex_relay_params_fetch_bytes_total")
         self.params_served_bytes = self._counter("apex_relay_params_served_bytes_total")
         self.params_not_modified = self._counter("apex_relay_params_not_modified_total")
+        self.params_waiting_transfers = self._gauge("apex_relay_params_waiting_transfers")
         self.upstream_live = self._gauge("apex_relay_upstream_live")
 
 

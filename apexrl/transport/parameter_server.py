@@ -67,6 +67,8 @@ class ParametersServicer(parameters_pb2_grpc.ParametersServicer):
         self._absence = absence
         self.served_bytes = 0
         """Bytes of payloads sent, ever."""
+        self.waiting_transfers = 0
+        """Callers that wait for their turn, now."""
         self.not_modified = 0
         """Requests answered with `not_modified`, ever."""
 
@@ -111,7 +113,12 @@ class ParametersServicer(parameters_pb2_grpc.ParametersServicer):
             )
 
     async def _transfer(self, theirs: Handshake, relay: bool, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        async with self._transfers:
+        self.waiting_transfers += 1
+        try:
+            await self._transfers.acquire()
+        finally:
+            self.waiting_transfers -= 1
+        try:
             # Newer ones may have come during the wait. To send the older would be a waste, and to keep them for the
             # queue would cost memory without a bound.
             published = self._newest_for(theirs, relay)
@@ -119,6 +126,8 @@ class ParametersServicer(parameters_pb2_grpc.ParametersServicer):
                 await context.write(published.header_for_relays if relay else published.header)
                 for part in published.parts:
                     await context.write(part)
+        finally:
+            self._transfers.release()
         self.served_bytes += len(published.parameters.payload)
 
     def _newest_for(self, theirs: Handshake, relay: bool) -> _Published:

@@ -26,6 +26,7 @@ QUIET = {
     "apex_learner_nonfinite_total",
     "apex_learner_checkpoint_failures_total",
     "apex_learner_params_not_modified_total",
+    "apex_learner_params_waiting_transfers",
     "apex_learner_prefetch_batches",
     "apex_learner_redraws_total",
     "apex_learner_parameter_lag_updates",

@@ -54,8 +54,10 @@ def test_who_waits_gets_what_is_the_newest_when_its_turn_comes() -> None:
             assert client.wait_newer(None, timeout=0.3) is None
             servicer.publish(parameters(1, 2, b"newer"))
             assert client.wait_newer(None, timeout=0.1) is None
+            assert servicer.waiting_transfers == 1
             place.close()
             assert client.wait_newer(None, timeout=WAIT) == parameters(1, 2, b"newer")
+            assert servicer.waiting_transfers == 0
             assert client.fetches == 1
 
 

@@ -308,6 +308,7 @@ class LearnerProcess:
         fleet = self._publisher.fleet
         metrics.follow(metrics.params_served_bytes, fleet.get("served_bytes", 0.0))
         metrics.follow(metrics.params_not_modified, fleet.get("not_modified", 0.0))
+        metrics.params_waiting_transfers.set(fleet.get("waiting_transfers", 0.0))
         metrics.actor_leases.labels("held").set(fleet.get("leases", 0.0))
         metrics.parameter_lag_updates.set(fleet.get("parameter_lag_updates", 0.0))
         for name, gauge in (

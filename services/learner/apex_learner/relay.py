@@ -93,6 +93,7 @@ class Relay:
         metrics.follow(metrics.params_fetch_bytes, self._client.fetched_bytes)
         metrics.follow(metrics.params_served_bytes, self._servicer.served_bytes)
         metrics.follow(metrics.params_not_modified, self._servicer.not_modified)
+        metrics.params_waiting_transfers.set(self._servicer.waiting_transfers)
 
     def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
         """Report not ready, give running transfers ``grace_seconds``, and free the port."""

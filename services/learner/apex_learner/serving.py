@@ -139,6 +139,7 @@ class ServingProcess:
             "leases": self._coordinator.num_leases,
             "served_bytes": self._parameters.served_bytes,
             "not_modified": self._parameters.not_modified,
+            "waiting_transfers": self._parameters.waiting_transfers,
         }
 
     def _position(self) -> Position:
