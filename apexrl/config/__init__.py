@@ -2,10 +2,10 @@
 
 from apexrl.config.conversion import to_plain
 from apexrl.config.digest import config_digest, difference, shared_fields, shared_json
-from apexrl.config.loading import dump_yaml, load_experiment, load_section, load_sections
+from apexrl.config.fields import ConfigError, require, shared
+from apexrl.config.loading import dump_yaml, load_experiment, load_sections
 from apexrl.config.sections import (
     ActorConfig,
-    ConfigError,
     EnvConfig,
     EvaluatorConfig,
     ExperimentConfig,
@@ -14,9 +14,8 @@ from apexrl.config.sections import (
     LocalConfig,
     RelayConfig,
     ReplayConfig,
-    require,
-    shared,
 )
+from apexrl.config.security_section import SecurityConfig
 
 __all__ = [
     "ActorConfig",
@@ -29,11 +28,11 @@ __all__ = [
     "LocalConfig",
     "RelayConfig",
     "ReplayConfig",
+    "SecurityConfig",
     "config_digest",
     "difference",
     "dump_yaml",
     "load_experiment",
-    "load_section",
     "load_sections",
     "require",
     "shared",

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from apexrl.config.sections import ConfigError
+from apexrl.config.fields import ConfigError
 
 _YAML_NAMES = {
     bool: "true or false",

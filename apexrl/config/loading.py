@@ -14,12 +14,13 @@ import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar
 
 import yaml
 
 from apexrl.config.conversion import field_types, from_plain, nearest_path, to_plain, unknown_key, valid_paths
-from apexrl.config.sections import ConfigError, ExperimentConfig, ReplayConfig
+from apexrl.config.fields import ConfigError
+from apexrl.config.sections import ExperimentConfig
 
 T = TypeVar("T")
 
@@ -78,21 +79,6 @@ def load_experiment(
     with _naming(str(path)):
         config = from_plain(kind, raw, "", _candidates(kind))
     return _override(kind, config, overrides, prog)  # type: ignore[no-any-return]
-
-
-@overload
-def load_section(
-    path: str | os.PathLike[str], section: Literal["replay"], overrides: Sequence[str] = (), *, prog: str = "apex"
-) -> ReplayConfig: ...
-@overload
-def load_section(
-    path: str | os.PathLike[str], section: str, overrides: Sequence[str] = (), *, prog: str = "apex"
-) -> Any: ...
-def load_section(
-    path: str | os.PathLike[str], section: str, overrides: Sequence[str] = (), *, prog: str = "apex"
-) -> Any:
-    """One section of an experiment's file, for a service that needs no other; see :func:`load_sections`."""
-    return load_sections(path, [section], overrides, prog=prog)[0]
 
 
 def load_sections(

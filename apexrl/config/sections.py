@@ -8,27 +8,12 @@ time without locking a peer out.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
-SHARED = {"shared": True}
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work. The message names the field, its value and what is allowed."""
-
-
-def shared(default: Any) -> Any:
-    """A field that is part of the configuration digest."""
-    return field(default=default, metadata=SHARED)
-
-
-def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Raise :class:`ConfigError` naming the field unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(f"{name} is {value!r}, must be {allowed}")
+from apexrl.config.fields import ConfigError, require, require_address, require_port, shared
+from apexrl.config.security_section import SecurityConfig
 
 
 @dataclass(frozen=True)
@@ -129,8 +114,8 @@ class ReplayConfig:
             "proportional or uniform with several shards (ranks are of one table)",
         )
         for i, address in enumerate(self.addresses):
-            _require_address(f"replay.addresses[{i}]", address)
-        _require_address("replay.listen", self.listen)
+            require_address(f"replay.addresses[{i}]", address)
+        require_address("replay.listen", self.listen)
         require(0.0 <= self.priority_exponent <= 4.0, "replay.priority_exponent", self.priority_exponent, "in [0, 4]")
         require(0.0 <= self.uniform_mixture <= 1.0, "replay.uniform_mixture", self.uniform_mixture, "in [0, 1]")
         for name in ("importance_sampling_exponent", "importance_sampling_exponent_final"):
@@ -159,7 +144,7 @@ class ReplayConfig:
         require(self.samples_per_insert >= 0.0, "replay.samples_per_insert", self.samples_per_insert, "0 or above")
         require(self.slack_items >= 0, "replay.slack_items", self.slack_items, "0 (automatic) or above")
         require(self.journal_flush_seconds > 0, "replay.journal_flush_seconds", self.journal_flush_seconds, "above 0")
-        _require_port("replay.metrics_port", self.metrics_port)
+        require_port("replay.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)
@@ -223,7 +208,7 @@ class ActorConfig:
             "at least 1",
         )
         for i, address in enumerate(self.parameter_addresses):
-            _require_address(f"actor.parameter_addresses[{i}]", address)
+            require_address(f"actor.parameter_addresses[{i}]", address)
         require(
             len(set(self.parameter_addresses)) == len(self.parameter_addresses),
             "actor.parameter_addresses",
@@ -232,7 +217,7 @@ class ActorConfig:
         )
         require(self.max_unacked_chunks >= 1, "actor.max_unacked_chunks", self.max_unacked_chunks, "at least 1")
         require(self.max_chunk_age_seconds > 0, "actor.max_chunk_age_seconds", self.max_chunk_age_seconds, "above 0")
-        _require_port("actor.metrics_port", self.metrics_port)
+        require_port("actor.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)
@@ -277,8 +262,8 @@ class LearnerConfig:
     """Port of /metrics; 0 = off."""
 
     def __post_init__(self) -> None:
-        _require_address("learner.address", self.address)
-        _require_address("learner.listen", self.listen)
+        require_address("learner.address", self.address)
+        require_address("learner.listen", self.listen)
         require(self.threads >= 0, "learner.threads", self.threads, "0 (automatic) or above")
         require(1 <= self.batch_size <= 1 << 16, "learner.batch_size", self.batch_size, "in [1, 65536]")
         require(
@@ -307,7 +292,7 @@ class LearnerConfig:
         require(self.keep_checkpoints >= 2, "learner.keep_checkpoints", self.keep_checkpoints, "at least 2")
         for name in ("max_updates", "max_frames", "max_seconds"):
             require(getattr(self, name) >= 0, f"learner.{name}", getattr(self, name), "0 (no end) or above")
-        _require_port("learner.metrics_port", self.metrics_port)
+        require_port("learner.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)
@@ -325,11 +310,11 @@ class RelayConfig:
 
     def __post_init__(self) -> None:
         if self.upstream:
-            _require_address("relay.upstream", self.upstream)
-        _require_address("relay.listen", self.listen)
+            require_address("relay.upstream", self.upstream)
+        require_address("relay.listen", self.listen)
         require(self.upstream != self.listen, "relay.upstream", self.upstream, "another address than relay.listen")
         require(self.poll_period_seconds > 0, "relay.poll_period_seconds", self.poll_period_seconds, "above 0")
-        _require_port("relay.metrics_port", self.metrics_port)
+        require_port("relay.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)
@@ -351,7 +336,7 @@ class EvaluatorConfig:
         require(1 <= self.lanes <= 256, "evaluator.lanes", self.lanes, "in [1, 256]")
         require(self.period_seconds >= 0, "evaluator.period_seconds", self.period_seconds, "0 or above")
         require(0.0 <= self.epsilon <= 1.0, "evaluator.epsilon", self.epsilon, "in [0, 1]")
-        _require_port("evaluator.metrics_port", self.metrics_port)
+        require_port("evaluator.metrics_port", self.metrics_port)
 
 
 @dataclass(frozen=True)
@@ -385,6 +370,7 @@ class ExperimentConfig(Generic[AlgorithmConfigT]):
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
 
     def __post_init__(self) -> None:
@@ -400,18 +386,3 @@ class ExperimentConfig(Generic[AlgorithmConfigT]):
                 f"replay.min_items is {self.replay.min_items}, must be at least learner.batch_size = "
                 f"{self.learner.batch_size}"
             )
-
-
-def _require_address(name: str, address: str) -> None:
-    host, colon, port = address.rpartition(":")
-    valid = bool(host) and colon == ":" and port.isdigit() and int(port) < 1 << 16
-    require(valid, name, address, "HOST:PORT with a port in [0, 65535]")
-
-
-def _require_port(name: str, port: int) -> None:
-    require(0 <= port < 1 << 16, name, port, "in [0, 65535]")
-
-
-def replace(config: Any, **changes: Any) -> Any:
-    """A copy with changed fields; validation runs again."""
-    return dataclasses.replace(config, **changes)

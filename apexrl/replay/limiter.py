@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from apexrl.config.sections import ConfigError
+from apexrl.config import ConfigError
 from apexrl.types import TableTotals
 
 

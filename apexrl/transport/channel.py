@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import grpc
 
+from apexrl.transport import security
+
 KIB = 1 << 10
 MIB = 1 << 20
 
@@ -84,10 +86,20 @@ def channel_options(limits: MessageLimits, longest_backoff_seconds: float = LONG
 
 
 def open_channel(
-    address: str, limits: MessageLimits, longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS
+    address: str,
+    limits: MessageLimits,
+    longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS,
+    *,
+    connection: str = "",
 ) -> grpc.aio.Channel:
-    """A channel to HOST:PORT. Connecting happens in the background; call on the loop of :mod:`io_thread`."""
-    return grpc.aio.insecure_channel(address, options=channel_options(limits, longest_backoff_seconds))
+    """A channel to HOST:PORT. Connecting happens in the background; call on the loop of :mod:`io_thread`.
+
+    Channels of one process with equal options share a TCP connection, on which a server allows 16 streams. Channels
+    with another ``connection`` get another one: for a process that stands for many.
+    """
+    options: Options = channel_options(limits, longest_backoff_seconds)
+    named = [("apex.connection", connection)] if connection else []
+    return security.current().open_channel(address, [*options, *named])
 
 
 class Backoff:

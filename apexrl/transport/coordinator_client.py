@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from apexrl.transport import coordinator_pb2 as pb
+from apexrl.transport import security
 from apexrl.transport._generated.apex.v1.coordinator_pb2_grpc import CoordinatorStub
 from apexrl.transport.channel import LEARNER_LIMITS, Backoff, open_channel
 from apexrl.transport.errors import Closed, describe, refusal_of
@@ -37,10 +38,14 @@ class CoordinatorClient:
     Args:
         address: HOST:PORT of the learner.
         handshake: of this process, or a function that gives the current one. None: only :meth:`get_status`.
+        connection: see :func:`~apexrl.transport.channel.open_channel`.
     """
 
-    def __init__(self, address: str, handshake: Handshake | Callable[[], Handshake] | None = None) -> None:
+    def __init__(
+        self, address: str, handshake: Handshake | Callable[[], Handshake] | None = None, *, connection: str = ""
+    ) -> None:
         self.address = address
+        self._connection = connection
         self._handshake = handshake
         self._condition = threading.Condition()
         self._closed = False
@@ -65,7 +70,7 @@ class CoordinatorClient:
             if handshake is None:
                 raise ValueError("a heartbeat needs a handshake")
             request.handshake.CopyFrom(handshake.to_proto())
-            return await stub.Heartbeat(request, timeout=CALL_TIMEOUT_SECONDS)
+            return await stub.Heartbeat(request, timeout=CALL_TIMEOUT_SECONDS, metadata=security.current().metadata)
 
         return self._until_answered(call, timeout)
 
@@ -73,7 +78,9 @@ class CoordinatorClient:
         """How the run stands; see :meth:`heartbeat`."""
 
         async def call(stub: CoordinatorAsyncStub) -> pb.GetStatusResponse:
-            return await stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_TIMEOUT_SECONDS)
+            return await stub.GetStatus(
+                pb.GetStatusRequest(), timeout=CALL_TIMEOUT_SECONDS, metadata=security.current().metadata
+            )
 
         return self._until_answered(call, timeout)
 
@@ -107,7 +114,7 @@ class CoordinatorClient:
         self, call: Callable[[CoordinatorAsyncStub], Awaitable[ResponseT]], deadline: float | None
     ) -> ResponseT:
         if self._channel is None:
-            self._channel = open_channel(self.address, LEARNER_LIMITS)
+            self._channel = open_channel(self.address, LEARNER_LIMITS, connection=self._connection)
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)

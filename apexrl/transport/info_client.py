@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 
 from apexrl.transport import replay_pb2 as pb
+from apexrl.transport import security
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub
 from apexrl.transport.channel import REPLAY_LIMITS, open_channel
 from apexrl.transport.errors import TransportError, describe
@@ -26,7 +27,10 @@ def fetch_info(address: str, *, timeout_seconds: float, top: int = 0) -> pb.GetI
         channel = open_channel(address, REPLAY_LIMITS)
         try:
             response: pb.GetInfoResponse = await ReplayStub(channel).GetInfo(
-                pb.GetInfoRequest(top=top), timeout=timeout_seconds, wait_for_ready=True
+                pb.GetInfoRequest(top=top),
+                timeout=timeout_seconds,
+                wait_for_ready=True,
+                metadata=security.current().metadata,
             )
             return response
         except grpc.aio.AioRpcError as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from apexrl.transport import replay_pb2 as pb
+from apexrl.transport import security
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub
 from apexrl.transport.blocked_time import BlockedTime
 from apexrl.transport.channel import REPLAY_LIMITS
@@ -39,6 +40,7 @@ class InsertClient:
         max_unacked_chunks: size of the window.
         condition: notified when a stream has opened or there may be room, shared with other clients; one of its own
             by default.
+        connection: see :func:`~apexrl.transport.channel.open_channel`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class InsertClient:
         max_unacked_chunks: int,
         *,
         condition: threading.Condition | None = None,
+        connection: str = "",
     ) -> None:
         self.address = address
         self._handshake = handshake
@@ -56,7 +59,9 @@ class InsertClient:
         self._session = InsertSession(table, max_unacked_chunks)
         self._flushing = 0
         self._closed = False
-        self._keeper = StreamKeeper(f"replay shard {address}", address, REPLAY_LIMITS, self._stream, self.waiting)
+        self._keeper = StreamKeeper(
+            f"replay shard {address}", address, REPLAY_LIMITS, self._stream, self.waiting, connection
+        )
         self._blocked = BlockedTime(self._condition)
         self._io = io_thread()
         self._wake = asyncio.Event()
@@ -182,7 +187,7 @@ class InsertClient:
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         """One stream from open to its end, which is always an error."""
         handshake = self._handshake() if callable(self._handshake) else self._handshake
-        call: InsertCall = ReplayStub(channel).Insert()  # type: ignore[call-arg]
+        call: InsertCall = ReplayStub(channel).Insert(metadata=security.current().metadata)  # type: ignore[call-arg]
         try:
             await call.write(self._session.open_request(handshake))
             await self._read_one(call, OPEN_TIMEOUT_SECONDS)

@@ -14,6 +14,7 @@ from typing import cast
 import grpc
 
 from apexrl.transport import parameters_pb2 as pb
+from apexrl.transport import security
 from apexrl.transport._generated.apex.v1.parameters_pb2_grpc import ParametersStub
 from apexrl.transport.channel import (
     FIRST_BACKOFF_SECONDS,
@@ -56,6 +57,8 @@ class ParameterClient:
         fallbacks: HOST:PORT of services to turn to, in this order, while ``address`` does not answer.
         relay: parameters are handed on, not read: the handshake's configuration is not compared, and that of the run
             comes with the parameters.
+        keep_payload: False = payloads are received, checked and thrown away: for a process that stands for many.
+        connection: see :func:`~apexrl.transport.channel.open_channel`.
         on_newer: called with new parameters, on the loop's thread, where it must not block.
     """
 
@@ -67,6 +70,8 @@ class ParameterClient:
         *,
         fallbacks: Sequence[str] = (),
         relay: bool = False,
+        keep_payload: bool = True,
+        connection: str = "",
         on_newer: Callable[[Parameters], None] = lambda parameters: None,
     ) -> None:
         self.address = address
@@ -75,6 +80,8 @@ class ParameterClient:
         self._handshake = handshake
         self._poll_seconds = poll_seconds
         self._relay = relay
+        self._keep_payload = keep_payload
+        self._connection = connection
         self._on_newer = on_newer
         self._condition = threading.Condition()
         self._newest: Parameters | None = None
@@ -153,14 +160,14 @@ class ParameterClient:
         longest = LONGEST_BACKOFF_SECONDS if self._poll_seconds is None else LONGEST_POLL_BACKOFF_SECONDS
         backoff = Backoff(longest=longest)
         reporter = asyncio.create_task(report_waiting(self.waiting))
-        channel = open_channel(self.address, LEARNER_LIMITS, longest)
+        channel = open_channel(self.address, LEARNER_LIMITS, longest, connection=self._connection)
         try:
             while True:
                 await self._until_due()
                 address = self._failover.choose()
                 if address != self.address:
                     await channel.close(None)
-                    channel = open_channel(address, LEARNER_LIMITS, longest)
+                    channel = open_channel(address, LEARNER_LIMITS, longest, connection=self._connection)
                     self.address = address
                 try:
                     await self._fetch(ParametersStub(channel))
@@ -201,7 +208,8 @@ class ParameterClient:
         request.handshake.CopyFrom(handshake.to_proto())
         assembler = ParameterAssembler()
         call = cast(
-            "AsyncIterator[pb.GetParametersResponse]", stub.GetParameters(request, timeout=CALL_TIMEOUT_SECONDS)
+            "AsyncIterator[pb.GetParametersResponse]",
+            stub.GetParameters(request, timeout=CALL_TIMEOUT_SECONDS, metadata=security.current().metadata),
         )
         async for response in call:
             result = assembler.feed(response)
@@ -216,7 +224,7 @@ class ParameterClient:
 
     def _take(self, parameters: Parameters, seconds: float) -> None:
         with self._condition:
-            self._newest = parameters
+            self._newest = parameters if self._keep_payload else dataclasses.replace(parameters, payload=b"")
             self.fetches += 1
             self.fetched_bytes += len(parameters.payload)
             self.last_fetch_seconds = seconds

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apexrl.transport import replay_pb2 as pb
-from apexrl.transport import wire
+from apexrl.transport import security, wire
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub
 from apexrl.transport.channel import REPLAY_LIMITS, Backoff, open_channel
 from apexrl.transport.errors import Fenced, RefusalKind, describe, refusal_of
@@ -160,7 +160,9 @@ class PrioritySender:
             keys=wire.to_bytes(np.concatenate([update.keys for update in batch]), "uint64"),
             priorities=wire.to_bytes(np.concatenate([update.priorities for update in batch]), "float32"),
         )
-        response = await stub.UpdatePriorities(request, timeout=CALL_TIMEOUT_SECONDS)
+        response = await stub.UpdatePriorities(
+            request, timeout=CALL_TIMEOUT_SECONDS, metadata=security.current().metadata
+        )
         self.applied += response.applied
         self.stale += response.stale
 

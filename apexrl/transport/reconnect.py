@@ -51,6 +51,7 @@ class StreamKeeper:
         limits: message sizes of the peer.
         stream: runs one stream on a channel until it ends, always by an exception; calls :meth:`opened`.
         waiting: what the client waits for, in words; reported every 10 s.
+        connection: see :func:`~apexrl.transport.channel.open_channel`.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class StreamKeeper:
         limits: MessageLimits,
         stream: Callable[[grpc.aio.Channel], Awaitable[None]],
         waiting: Callable[[], str | None],
+        connection: str = "",
     ) -> None:
         self.peer = peer
+        self._connection = connection
         self._address = address
         self._limits = limits
         self._stream = stream
@@ -88,7 +91,7 @@ class StreamKeeper:
             Fenced: a learner of a higher epoch has taken over.
         """
         reporter = asyncio.create_task(report_waiting(self._waiting))
-        channel = open_channel(self._address, self._limits)
+        channel = open_channel(self._address, self._limits, connection=self._connection)
         try:
             while True:
                 started = time.monotonic()

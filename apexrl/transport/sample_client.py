@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apexrl.transport import replay_pb2 as pb
-from apexrl.transport import wire
+from apexrl.transport import security, wire
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub
 from apexrl.transport.channel import REPLAY_LIMITS
 from apexrl.transport.errors import Closed, Fenced
@@ -305,7 +305,7 @@ class SampleClient:
         )
 
     async def _stream(self, channel: grpc.aio.Channel) -> None:
-        call: SampleCall = ReplayStub(channel).Sample()  # type: ignore[call-arg]
+        call: SampleCall = ReplayStub(channel).Sample(metadata=security.current().metadata)  # type: ignore[call-arg]
         try:
             await call.write(self._open_request())
             response = await read_response(call, pb.SampleResponse, OPEN_TIMEOUT_SECONDS)

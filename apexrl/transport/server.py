@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from apexrl.transport import security
 from apexrl.transport.channel import MessageLimits, server_options
 from apexrl.transport.errors import REFUSAL_METADATA_KEY, ListenError, Refused
 from apexrl.transport.handshake import clip
@@ -78,14 +79,18 @@ async def start_server(
 
     Raises:
         ListenError: the address cannot be bound, e.g. because its port is in use.
+        ConfigError: this process has no certificate to show, and must.
     """
-    server = grpc.aio.server(options=server_options(limits, max_connection_age_seconds))
+    identity = security.current()
+    server = grpc.aio.server(
+        options=server_options(limits, max_connection_age_seconds), interceptors=identity.interceptors()
+    )
     for add in register:
         add(server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     try:
-        port = server.add_insecure_port(address)
+        port = identity.add_port(server, address)
     except RuntimeError as error:
         raise ListenError(
             f"cannot listen on {address}: the port is in use, or the host is not one of this machine"

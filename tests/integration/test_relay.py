@@ -10,6 +10,7 @@ from parameter_scene import is_ready, parameter_client, parameters, relay, serve
 from replay_scene import OTHER_RUN, RUN, WAIT, handshake, wait_until
 
 from apex_learner.publisher import Publisher
+from apexrl.config import SecurityConfig
 from apexrl.transport.channel import MIB
 from apexrl.transport.parameter_server import SERVICE_NAME, ParametersServicer
 from apexrl.types import ParameterVersion
@@ -24,6 +25,7 @@ def serving_child(listen: str = "127.0.0.1:0", epoch: int = 1, run_id: str = RUN
         listen=listen,
         log_directory=None,
         resumed=False,
+        security=SecurityConfig(),
     )
     try:
         yield publisher

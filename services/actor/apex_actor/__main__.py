@@ -13,6 +13,8 @@ from apexrl.runtime.lifecycle import Shutdown, run_service
 from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics, start_metrics_server
+from apexrl.transport import security
+from apexrl.transport.security import Security
 
 EPILOG = (
     "Every field of the configuration can be set behind these options, e.g. --actor.lanes 32; "
@@ -36,6 +38,7 @@ def main() -> int:
         configure_logging(options.role)
         keep_freed_memory()
         config = load_experiment(options.config, overrides, algorithm_configs=CONFIGS, prog="apex_actor")
+        security.use(Security.load(config.security))
         log = get_logger(__name__)
         metrics = ActorMetrics() if options.role == "actor" else EvaluatorMetrics()
         section = config.actor if options.role == "actor" else config.evaluator

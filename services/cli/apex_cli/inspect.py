@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +12,11 @@ import tyro
 
 from apex_learner.batches import MAX_DEPTH, mirror_slots
 from apexrl.algorithms import CONFIGS, make_algorithm
-from apexrl.config import ConfigError, ExperimentConfig, config_digest, dump_yaml, load_experiment
+from apexrl.config import ConfigError, ExperimentConfig, SecurityConfig, config_digest, dump_yaml, load_experiment
 from apexrl.envs import env_spec
+from apexrl.transport import security
 from apexrl.transport.info_client import UnreachableError, fetch_info
+from apexrl.transport.security import Security
 from apexrl.types import Scope, TableConfig
 
 #: What an encoded row of an image column was measured to take, of its raw size (84 x 84 Atari frames, chunks of 32).
@@ -47,6 +49,8 @@ class ReplayArguments:
     """Also list this many items of highest priority per table."""
     timeout_seconds: float = 5.0
     """Longest wait for an answer."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    """As in the configuration of the shard."""
 
 
 def inspect_config(arguments: ConfigArguments, overrides: Sequence[str]) -> int:
@@ -135,6 +139,7 @@ def inspect_replay(arguments: ReplayArguments) -> int:
     """``apex inspect replay``."""
     if not 0 <= arguments.top <= 1000:
         raise ConfigError(f"--top is {arguments.top}, must be in [0, 1000]")
+    security.use(Security.load(arguments.security))
     try:
         info = fetch_info(arguments.address, timeout_seconds=arguments.timeout_seconds, top=arguments.top)
     except UnreachableError as error:

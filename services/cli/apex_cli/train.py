@@ -20,7 +20,9 @@ from apexrl.runtime.lifecycle import Shutdown
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.telemetry.learning_curve import draw_learning_curve
 from apexrl.transport import coordinator_pb2 as pb
+from apexrl.transport import security
 from apexrl.transport.coordinator_client import CoordinatorClient
+from apexrl.transport.security import Security
 
 POLL_SECONDS = 0.5
 CURVE_SECONDS = 120.0
@@ -57,6 +59,7 @@ def train(arguments: TrainArguments, overrides: Sequence[str], shutdown: Shutdow
         from apex_cli.serial import run_serial
 
         return run_serial(config, run, shutdown)
+    security.use(Security.load(config.security))
     print(f"run {run.path} ({'resumed' if run.resumed else 'new'}), configuration {arguments.config}", flush=True)
     local = LocalRun(config, run)
     with make_view(config.name) as view:
@@ -96,13 +99,21 @@ def free_ports(count: int) -> list[int]:
 
 
 class LocalRun:
-    """The services of one run as child processes on loopback."""
+    """The services of one run as child processes on loopback.
 
-    def __init__(self, config: ExperimentConfig[Any], run: RunDirectory) -> None:
+    Args:
+        config: of the run; ports are chosen here.
+        run: where logs and results go.
+        players: also start actors and evaluators.
+    """
+
+    def __init__(self, config: ExperimentConfig[Any], run: RunDirectory, *, players: bool = True) -> None:
         self._config = config
         self._run = run
         shards = len(config.replay.addresses)
         *replay, learner = (f"127.0.0.1:{port}" for port in free_ports(shards + 1))
+        self.replay_addresses = tuple(replay)
+        self.learner_address = learner
         common = ["--config", str(run.config_yaml)]
         addresses = ["--replay.addresses", *replay, "--learner.address", learner]
         if config.actor.parameter_addresses:
@@ -125,10 +136,12 @@ class LocalRun:
         self.learner = service(
             "learner", "apex_learner", "--run-dir", str(run.path), *addresses, "--learner.listen", learner
         )
-        self.actors = [service(f"actor-{i}", "apex_actor", *addresses) for i in range(config.local.actors)]
+        self.actors = [
+            service(f"actor-{i}", "apex_actor", *addresses) for i in range(config.local.actors if players else 0)
+        ]
         self.evaluators = [
             service(f"evaluator-{i}", "apex_actor", "--role", "evaluator", *addresses)
-            for i in range(config.local.evaluators)
+            for i in range(config.local.evaluators if players else 0)
         ]
         self._client = CoordinatorClient(learner)
         self.last_status: pb.GetStatusResponse | None = None

@@ -22,6 +22,8 @@ from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.telemetry.metrics import LearnerMetrics, start_metrics_server
+from apexrl.transport import security
+from apexrl.transport.security import Security
 
 EPILOG = (
     "Every field of the configuration can be set behind these options, e.g. --learner.batch-size 64; "
@@ -48,6 +50,7 @@ def main() -> int:
         configure_logging("learner")
         keep_freed_memory()
         config = load_experiment(options.config, overrides, algorithm_configs=CONFIGS, prog="apex_learner")
+        security.use(Security.load(config.security))
         run = RunDirectory.create_or_resume(options.run_dir, config, fresh=options.fresh)
         metrics = LearnerMetrics()
         server = start_metrics_server(metrics, config.learner.metrics_port)

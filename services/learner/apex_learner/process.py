@@ -362,6 +362,7 @@ class LearnerProcess:
                 listen=self._config.learner.listen,
                 log_directory=Path(self._run.path),
                 resumed=self._trainer.state.step > 0,
+                security=self._config.security,
             )
         except ListenError as error:
             raise ConfigError(f"learner.listen: {error}") from error

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 
 from apex_learner.coordinator import Evaluation, Progress
@@ -18,6 +19,7 @@ from apex_learner.link import (
     progress_to_message,
     put_payload,
 )
+from apexrl.config import SecurityConfig
 from apexrl.telemetry.logging import get_logger
 from apexrl.transport.errors import ListenError
 from apexrl.types import ParameterVersion
@@ -50,6 +52,7 @@ class Publisher:
         listen: str,
         log_directory: Path | None,
         resumed: bool,
+        security: SecurityConfig,
     ) -> None:
         self._hello: Message = {
             "run_id": run_id,
@@ -58,6 +61,7 @@ class Publisher:
             "listen": listen,
             "log_directory": str(log_directory) if log_directory else "",
             "resumed": resumed,
+            "security": asdict(security),
         }
         self._evaluations: deque[Evaluation] = deque()
         self._newest: tuple[ParameterVersion, bytes] | None = None

@@ -17,12 +17,14 @@ from apexrl.runtime.errors import EXIT_FAILURE
 from apexrl.runtime.lifecycle import Shutdown, run_service
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.telemetry.metrics import RelayMetrics, start_metrics_server
+from apexrl.transport import security
 from apexrl.transport.channel import LEARNER_LIMITS, PARAMETERS_CONNECTION_AGE_SECONDS
 from apexrl.transport.errors import ListenError
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.io_thread import io_thread
 from apexrl.transport.parameter_client import ParameterClient
 from apexrl.transport.parameter_server import SERVICE_NAME, ParametersServicer
+from apexrl.transport.security import Security
 from apexrl.transport.server import RunningServer, start_server
 from apexrl.types import Parameters
 
@@ -157,7 +159,9 @@ def main() -> int:
 
     def body(shutdown: Shutdown) -> int:
         configure_logging("relay")
-        config, learner = load_sections(options.config, ["relay", "learner"], overrides, prog="apex_learner.relay")
+        sections = ["relay", "learner", "security"]
+        config, learner, identity = load_sections(options.config, sections, overrides, prog="apex_learner.relay")
+        security.use(Security.load(identity))
         upstream = config.upstream or learner.address
         require(config.listen != upstream, "relay.listen", config.listen, "another address than it pulls from")
         try:

@@ -25,16 +25,18 @@ from apex_learner.link import (
     progress_from_message,
     take_payload,
 )
+from apexrl.config import ConfigError, SecurityConfig
 from apexrl.telemetry.experiment_log import ExperimentLog
 from apexrl.telemetry.experiment_log import Progress as Position
 from apexrl.telemetry.logging import configure_logging, get_logger
-from apexrl.transport import coordinator_pb2
+from apexrl.transport import coordinator_pb2, security
 from apexrl.transport._generated.apex.v1 import coordinator_pb2_grpc
 from apexrl.transport.channel import LEARNER_LIMITS, PARAMETERS_CONNECTION_AGE_SECONDS
 from apexrl.transport.errors import ListenError, Refused
 from apexrl.transport.handshake import Handshake, verify
 from apexrl.transport.io_thread import io_thread
 from apexrl.transport.parameter_server import ParametersServicer
+from apexrl.transport.security import Security
 from apexrl.transport.server import RunningServer, abort_refused, start_server
 from apexrl.types import Parameters, ParameterVersion
 
@@ -165,11 +167,13 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging("learner-serving")
     log = get_logger(__name__)
     link = Link.from_descriptor(options.link)
-    process = ServingProcess(link, link.receive())
+    hello = link.receive()
+    process = ServingProcess(link, hello)
     io = io_thread()
     try:
+        security.use(Security.load(SecurityConfig(**hello["security"])))
         server = io.run(process.start())
-    except ListenError as error:
+    except (ListenError, ConfigError) as error:
         link.send({"type": "failed", "error": str(error)})
         return 1
     log.info("serving parameters and coordinator", address=server.address)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from apex_replay.journal import Journal, JournalError
 from apex_replay.service import ReplayService
-from apexrl.config import ReplayConfig, load_section
+from apexrl.config import ReplayConfig, load_sections
 from apexrl.runtime.errors import EXIT_FAILURE
 from apexrl.runtime.lifecycle import Shutdown, run_service
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.telemetry.metrics import ReplayMetrics, start_metrics_server
+from apexrl.transport import security
 from apexrl.transport.errors import ListenError
+from apexrl.transport.security import Security
 
 EXPORT_SECONDS = 1.0
 REPORT_SECONDS = 10.0
@@ -80,7 +82,8 @@ def main() -> int:
 
     def body(shutdown: Shutdown) -> int:
         configure_logging("replay")
-        config = load_section(options.config, "replay", overrides, prog="apex_replay")
+        config, identity = load_sections(options.config, ["replay", "security"], overrides, prog="apex_replay")
+        security.use(Security.load(identity))
         try:
             return serve(config, shutdown)
         except (ListenError, JournalError) as error:

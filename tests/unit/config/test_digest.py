@@ -11,7 +11,7 @@ import pytest
 
 from apexrl.config import ExperimentConfig, config_digest, difference, shared, shared_fields, shared_json
 from apexrl.config.digest import MAX_DIFFERENCES
-from apexrl.config.sections import SHARED
+from apexrl.config.fields import SHARED
 
 
 @dataclass(frozen=True)

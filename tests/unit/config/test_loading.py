@@ -18,7 +18,6 @@ from apexrl.config import (
     ReplayConfig,
     dump_yaml,
     load_experiment,
-    load_section,
     load_sections,
     shared,
 )
@@ -194,16 +193,16 @@ def test_a_section_is_loaded_without_knowing_the_algorithm(tmp_path: Path) -> No
     path.write_text(
         "algorithm: {name: unheard_of, whatever: 1}\nlearner: {nonsense: 2}\nreplay: {capacity_items: 60000}"
     )
-    section = load_section(path, "replay", ["--replay.listen", "0.0.0.0:7"])
+    (section,) = load_sections(path, ["replay"], ["--replay.listen", "0.0.0.0:7"])
     assert section == ReplayConfig(capacity_items=60_000, listen="0.0.0.0:7")
     path.write_text("algorithm: {name: unheard_of}")
-    assert load_section(path, "replay") == ReplayConfig()
+    assert load_sections(path, ["replay"]) == (ReplayConfig(),)
     path.write_text("replay: {capacity: 5}")
     with pytest.raises(ConfigError, match=r"replay\.capacity is not a known key.*replay\.capacity_items"):
-        load_section(path, "replay")
+        load_sections(path, ["replay"])
     path.write_text("learnr: {}")
     with pytest.raises(ConfigError, match=r"learnr is not a known key.*is learner$"):
-        load_section(path, "replay")
+        load_sections(path, ["replay"])
 
 
 def test_several_sections_are_loaded_together(tmp_path: Path) -> None:
@@ -229,15 +228,15 @@ def test_what_relays_and_their_actors_cannot_work_with_is_named(tmp_path: Path, 
     path = tmp_path / "experiment.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load_section(path, text.partition(":")[0])
+        load_sections(path, [text.partition(":")[0]])
 
 
 def test_loading_a_section_imports_no_torch(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump({"replay": {"capacity_items": 60_000}}))
     code = (
-        "import sys; from apexrl.config import load_section;"
-        f"load_section({str(path)!r}, 'replay', ['--replay.listen', 'h:1']); print('torch' in sys.modules)"
+        "import sys; from apexrl.config import load_sections;"
+        f"load_sections({str(path)!r}, ['replay'], ['--replay.listen', 'h:1']); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

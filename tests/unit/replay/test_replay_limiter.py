@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from apexrl.config.sections import ConfigError
+from apexrl.config import ConfigError
 from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.types import TableTotals
 
