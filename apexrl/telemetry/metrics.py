@@ -1,13 +1,12 @@
-"""Typed access to the Prometheus metrics of each service, and the server that exports them.
+"""Typed access to the Prometheus metrics of each service.
 
 Names are declared in :mod:`apexrl.telemetry.metric_table`. A service makes its one object (:class:`ActorMetrics` ...),
-sets its attributes and serves it with :func:`start_metrics_server`. Each object has a registry of its own, so a process
-may hold several.
+sets its attributes and serves it with :mod:`apexrl.telemetry.metrics_server`. Each object has a registry of its own, so
+a process may hold several.
 """
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from prometheus_client import (
@@ -18,12 +17,11 @@ from prometheus_client import (
     ProcessCollector,
     Summary,
     disable_created_metrics,
-    start_http_server,
 )
 
 from apexrl import __version__
-from apexrl.config import ConfigError
 from apexrl.telemetry.metric_table import METRICS, Kind
+from apexrl.telemetry.probes import Probes
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _CLASSES: dict[Kind, Any] = {
@@ -46,6 +44,7 @@ class ServiceMetrics:
         # A *_created series beside every counter would double what an actor exports and tell nothing.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
+        self.probes = Probes()
         self._totals: dict[tuple[int, tuple[str, ...]], float] = {}
         ProcessCollector(registry=self.registry)
         self._gauge("apex_build_info").labels(version=__version__, service=service).set(1)
@@ -244,39 +243,3 @@ class EvaluatorMetrics(ServiceMetrics):
         self.episodes.inc()
         self.episode_return.observe(episode_return)
         self.episode_length_steps.observe(length_steps)
-
-
-class MetricsServer:
-    """``/metrics`` over HTTP on a daemon thread. ``port`` is the one in use, also if 0 (any free one) was asked for."""
-
-    def __init__(self, metrics: ServiceMetrics, port: int) -> None:
-        try:
-            self._server, self._thread = start_http_server(port, registry=metrics.registry)
-        except OSError as error:
-            raise ConfigError(
-                f"metrics_port is {port}, must be a port that is free on this machine or 0 (off): {error.strerror}"
-            ) from error
-        self.port: int = self._server.server_port
-
-    def close(self) -> None:
-        """Stop serving and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def start_metrics_server(metrics: ServiceMetrics, port: int) -> MetricsServer | None:
-    """Serve ``metrics`` at ``port`` (the configuration's ``metrics_port``); None if it is 0, which means off.
-
-    Raises:
-        ConfigError: the port is in use or may not be bound.
-    """
-    return MetricsServer(metrics, port) if port else None

@@ -86,6 +86,10 @@ def test_every_declared_metric_is_filled(tmp_path: Path) -> None:
             except OSError:
                 left = {"services": ["not listening yet"]}
             if not any(left.values()):
+                for port in ports.values():
+                    for path in ("healthz", "readyz"):
+                        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as page:
+                            assert page.status == 200
                 break
             time.sleep(0.5)
     finally:

@@ -12,7 +12,8 @@ from apexrl.config import load_experiment
 from apexrl.runtime.lifecycle import Shutdown, run_service
 from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.telemetry.logging import configure_logging, get_logger
-from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics, start_metrics_server
+from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics
+from apexrl.telemetry.metrics_server import start_metrics_server
 from apexrl.transport import security
 from apexrl.transport.security import Security
 

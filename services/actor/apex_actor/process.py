@@ -21,6 +21,7 @@ from apexrl.runtime.seeding import integer_seed
 from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.telemetry.logging import Waiting, get_logger
 from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics
+from apexrl.telemetry.probes import Probes
 from apexrl.transport import coordinator_pb2 as pb
 from apexrl.transport.coordinator_client import CoordinatorClient
 from apexrl.transport.handshake import Handshake
@@ -69,10 +70,11 @@ class _Peers:
         """This process's, with the run that the coordinator named last."""
         return Handshake(self.membership.run_id, self._shared_json)
 
-    def wait_for_start(self, stop: Shutdown) -> Parameters | None:
+    def wait_for_start(self, stop: Shutdown, probes: Probes) -> Parameters | None:
         """The first parameters, once coordinator and parameter service have answered; None if stopped before."""
         waiting = Waiting(log)
         while not stop.requested:
+            probes.beat()
             newest = self.parameters.newest
             if newest is not None and self._heart.answered.is_set():
                 waiting.done()
@@ -100,7 +102,7 @@ def run_actor(
     env = make_vec(config.env, config.actor.lanes, num_threads=config.actor.env_threads)
     peers = _Peers(config, pb.ROLE_ACTOR, config.actor.lanes)
     try:
-        first = peers.wait_for_start(stop)
+        first = peers.wait_for_start(stop, metrics.probes)
         if first is None:
             return
         index = peers.membership.indices[0] if peers.membership.indices else 0
@@ -147,8 +149,8 @@ class _Acting:
     def run(self, first: Parameters, on_ready: Callable[[], None]) -> None:
         self._load(first)
         self._refresh()
-        ready = False
         while not self._stop.requested:
+            self._metrics.probes.beat()
             if self._peers.membership.finished:
                 self._stop.wait(0.2)
                 continue
@@ -161,9 +163,9 @@ class _Acting:
             self._steps_until_refresh -= 1
             if self._steps_until_refresh <= 0:
                 self._refresh()
-            if not ready:
+            if not self._metrics.probes.ready:
+                self._metrics.probes.ready = True
                 on_ready()
-                ready = True
             self._report()
         self._drain()
 
@@ -172,6 +174,7 @@ class _Acting:
         rest = chunks
         while rest and not self._stop.requested:
             rest = rest[self._insert.put(rest, timeout=0.5) :]
+            self._metrics.probes.beat()
         self._metrics.transitions_sent.inc(sum(chunk.num_items for chunk in chunks[: len(chunks) - len(rest)]))
         self._metrics.transitions_dropped.labels("stopped").inc(sum(chunk.num_items for chunk in rest))
 
@@ -255,7 +258,8 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
     peers = _Peers(config, pb.ROLE_EVALUATOR, lanes)
     evaluated: tuple[str, ParameterVersion] | None = None
     try:
-        first = peers.wait_for_start(stop)
+        first = peers.wait_for_start(stop, metrics.probes)
+        metrics.probes.ready = first is not None
         metrics.epsilon.set(evaluator.epsilon)
         round_number = 0
         while first is not None and not stop.requested:
@@ -276,6 +280,7 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
                     episodes=evaluator.episodes,
                     epsilon=evaluator.epsilon,
                     seed=integer_seed(config.seed, "evaluator", round_number, peers.membership.incarnation),
+                    on_step=metrics.probes.beat,
                     stop=lambda: stop.requested,
                 )
                 for report in reports:
@@ -285,7 +290,10 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
                     evaluated = (newest.run_id, newest.version)
             peers.parameters.request()
             rest = evaluator.period_seconds - (time.monotonic() - started)
-            stop.wait(max(0.5, rest) if not peers.membership.finished else 0.5)
+            again = time.monotonic() + (max(0.5, rest) if not peers.membership.finished else 0.5)
+            while (left := again - time.monotonic()) > 0 and not stop.requested:
+                metrics.probes.beat()
+                stop.wait(min(left, 1.0))
     finally:
         peers.close()
         env.close()

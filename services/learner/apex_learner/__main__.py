@@ -21,7 +21,8 @@ from apexrl.runtime.lifecycle import Shutdown, run_service
 from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.telemetry.logging import configure_logging, get_logger
-from apexrl.telemetry.metrics import LearnerMetrics, start_metrics_server
+from apexrl.telemetry.metrics import LearnerMetrics
+from apexrl.telemetry.metrics_server import start_metrics_server
 from apexrl.transport import security
 from apexrl.transport.security import Security
 

@@ -201,6 +201,7 @@ class LearnerProcess:
 
     def _housekeeping(self) -> None:
         now = time.monotonic()
+        self._metrics.probes.beat()
         learner = self._config.learner
         if now - self._published >= learner.publish_period_seconds and not self._finished:
             self._publish()
@@ -219,6 +220,7 @@ class LearnerProcess:
             self._publisher.publish(self._trainer.version, self._trainer.parameters_payload())
             self._metrics.params_publish.inc()
             self._metrics.params_version.set(self._trainer.state.step)
+            self._metrics.probes.ready = True
         self._metrics.phase_seconds.labels("publish").inc(time.perf_counter() - started)
         self._published = time.monotonic()
 

@@ -16,7 +16,8 @@ from apexrl.config import RelayConfig, load_sections, require
 from apexrl.runtime.errors import EXIT_FAILURE
 from apexrl.runtime.lifecycle import Shutdown, run_service
 from apexrl.telemetry.logging import configure_logging, get_logger
-from apexrl.telemetry.metrics import RelayMetrics, start_metrics_server
+from apexrl.telemetry.metrics import RelayMetrics
+from apexrl.telemetry.metrics_server import start_metrics_server
 from apexrl.transport import security
 from apexrl.transport.channel import LEARNER_LIMITS, PARAMETERS_CONNECTION_AGE_SECONDS
 from apexrl.transport.errors import ListenError
@@ -90,6 +91,8 @@ class Relay:
         if newest is not None:
             metrics.params_epoch.set(newest.version.epoch)
             metrics.params_version.set(newest.version.step)
+        metrics.probes.beat()
+        metrics.probes.ready = newest is not None
         metrics.upstream_live.set(0.0 if self.waiting() else 1.0)
         metrics.follow(metrics.params_publish, self._client.fetches)
         metrics.follow(metrics.params_fetch_bytes, self._client.fetched_bytes)

@@ -13,7 +13,8 @@ from apexrl.config import ReplayConfig, load_sections
 from apexrl.runtime.errors import EXIT_FAILURE
 from apexrl.runtime.lifecycle import Shutdown, run_service
 from apexrl.telemetry.logging import configure_logging, get_logger
-from apexrl.telemetry.metrics import ReplayMetrics, start_metrics_server
+from apexrl.telemetry.metrics import ReplayMetrics
+from apexrl.telemetry.metrics_server import start_metrics_server
 from apexrl.transport import security
 from apexrl.transport.errors import ListenError
 from apexrl.transport.security import Security
@@ -39,10 +40,12 @@ def serve(config: ReplayConfig, shutdown: Shutdown) -> int:
     try:
         service = ReplayService(config.listen, _journal(config))
         log.info("replay shard is listening", address=service.address)
+        metrics.probes.ready = True
         try:
             reported = time.monotonic()
             said: list[str] = []
             while service.is_alive and not shutdown.wait(EXPORT_SECONDS):
+                metrics.probes.beat()
                 service.export(metrics)
                 service.tick()
                 if time.monotonic() - reported >= REPORT_SECONDS:
@@ -52,6 +55,7 @@ def serve(config: ReplayConfig, shutdown: Shutdown) -> int:
                 log.error("the engine has failed; stopping")
                 return EXIT_FAILURE
         finally:
+            metrics.probes.ready = False
             service.stop()
             log.info("replay shard has stopped", reason=shutdown.reason)
     finally:

@@ -1,26 +1,22 @@
-"""Every metric is declared once, exported by exactly one service, and reachable over HTTP."""
+"""Every metric is declared once, exported by exactly one service."""
 
 from __future__ import annotations
 
 import re
-import urllib.request
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from apexrl.config import ConfigError
 from apexrl.telemetry.metric_table import METRICS, Kind
 from apexrl.telemetry.metrics import (
     ActorMetrics,
     EvaluatorMetrics,
     LearnerMetrics,
-    MetricsServer,
     RelayMetrics,
     ReplayMetrics,
     ServiceMetrics,
     eps_band,
-    start_metrics_server,
 )
 
 SERVICES: tuple[type[ServiceMetrics], ...] = (
@@ -105,23 +101,3 @@ def test_a_table_is_exported_with_counters_that_follow_its_totals() -> None:
     assert value(metrics, "apex_replay_priority_updates_total", table="replay", result="stale") == 1
     observe(6)  # the table was cleared and counts from 0 again
     assert value(metrics, "apex_replay_inserts_total", table="replay") == 20
-
-
-def test_metrics_are_served_over_http() -> None:
-    metrics = EvaluatorMetrics()
-    metrics.observe_episode(12.0, 30)
-    with MetricsServer(metrics, 0) as server:
-        text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5).read().decode()
-    assert "apex_eval_episode_return_sum 12.0" in text
-    with MetricsServer(metrics, server.port) as again:
-        assert again.port == server.port
-
-
-def test_a_port_in_use_is_named() -> None:
-    metrics = LearnerMetrics()
-    with (
-        MetricsServer(metrics, 0) as server,
-        pytest.raises(ConfigError, match=rf"metrics_port is {server.port}.*in use"),
-    ):
-        start_metrics_server(metrics, server.port)
-    assert start_metrics_server(metrics, 0) is None
