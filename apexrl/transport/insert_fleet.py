@@ -28,6 +28,7 @@ class InsertFleet:
         table: where the chunks go.
         max_unacked_chunks: size of the window of each stream.
         first: which shard to begin with; actors with different numbers spread over the shards.
+        connection: see :func:`~apexrl.transport.channel.open_channel`.
     """
 
     def __init__(
@@ -37,12 +38,17 @@ class InsertFleet:
         table: TableConfig,
         max_unacked_chunks: int,
         first: int = 0,
+        *,
+        connection: str = "",
     ) -> None:
         count = min(len(addresses), MAX_STREAMS)
         chosen = [addresses[(first + i) % len(addresses)] for i in range(count)]
         self._condition = threading.Condition()
         self._clients = [
-            InsertClient(address, handshake, table, max_unacked_chunks, condition=self._condition) for address in chosen
+            InsertClient(
+                address, handshake, table, max_unacked_chunks, condition=self._condition, connection=connection
+            )
+            for address in chosen
         ]
         self._closed = False
         self._blocked = BlockedTime(self._condition)

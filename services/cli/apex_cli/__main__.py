@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ usage: apex COMMAND [arguments]
   train CONFIG            train on this machine; the same command resumes
   evaluate RUN            play greedy episodes from a checkpoint, print the return and its spread
   record RUN              write a video of an episode
+  simulate CONFIG         load learner and shards with synthetic actors, print what each process needs
   inspect config CONFIG   the resolved configuration, every field with its value
   inspect memory CONFIG   the memory that replay, mirror and batches will need
   inspect replay ADDRESS  the state of a live shard
@@ -49,6 +51,15 @@ def _record(arguments: Sequence[str], shutdown: Shutdown) -> int:
     from apex_cli.play import RecordArguments, record_run
 
     return record_run(_parse(RecordArguments, arguments, "apex record", closed=True)[0], shutdown)
+
+
+def _simulate(arguments: Sequence[str], shutdown: Shutdown) -> int:
+    # One line of grpc's own per connection that ends would bury the report. It reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from apex_cli.simulate import SimulateArguments, simulate
+
+    options, overrides = _parse(SimulateArguments, arguments, "apex simulate")
+    return simulate(options, overrides, shutdown)
 
 
 def _inspect_config(arguments: Sequence[str], shutdown: Shutdown) -> int:
@@ -81,6 +92,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train",): _train,
     ("evaluate",): _evaluate,
     ("record",): _record,
+    ("simulate",): _simulate,
     ("inspect", "config"): _inspect_config,
     ("inspect", "memory"): _inspect_memory,
     ("inspect", "replay"): _inspect_replay,
