@@ -7,6 +7,7 @@ asked again gives the same draw of the same table.
 from __future__ import annotations
 
 import hashlib
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -19,13 +20,43 @@ def _key(run_seed: int, table_name: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=16, person=b"apex draws").digest(), "little")
 
 
+_NOTHING_BUFFERED = np.zeros(4, np.uint64)
+
+
+class _Reused(threading.local):
+    """One generator per thread, set to each request's place: to make one takes longer than to draw a batch with it."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(key=0)
+        self.generator = np.random.Generator(self.philox)
+
+
+_reused = _Reused()
+
+
+@lru_cache(maxsize=256)
+def _key_words(run_seed: int, table_name: str) -> npt.NDArray[np.uint64]:
+    """The key as Philox's state has it: [2], the lower 64 bits first."""
+    return np.frombuffer(_key(run_seed, table_name).to_bytes(16, "little"), "<u8").astype(np.uint64)
+
+
 def uniforms(run_seed: int, table_name: str, request_number: int, n: int) -> npt.NDArray[np.float64]:
     """``n`` numbers in [0, 1) of Philox 4x64 keyed by (run_seed, table_name) and counted by request_number.
 
     The request number is the counter's second word, so requests share no block below 2^64 blocks each.
     """
-    counter = np.array([0, request_number, 0, 0], np.uint64)
-    return np.random.Generator(np.random.Philox(key=_key(run_seed, table_name), counter=counter)).random(n)
+    _reused.philox.state = {
+        "bit_generator": "Philox",
+        "state": {
+            "counter": np.array([0, request_number, 0, 0], np.uint64),
+            "key": _key_words(run_seed, table_name),
+        },
+        "buffer": _NOTHING_BUFFERED,
+        "buffer_pos": _NOTHING_BUFFERED.size,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return _reused.generator.random(n)
 
 
 def shares_generator(run_seed: int, table_name: str, request_number: int) -> np.random.Generator:
