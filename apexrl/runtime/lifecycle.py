@@ -24,6 +24,8 @@ from apexrl.runtime.errors import (
 from apexrl.telemetry.logging import get_logger
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Signals that come so soon after the first are the same one: `make` and `timeout` pass on what the group got already.
+ECHO_SECONDS = 0.5
 
 
 class Shutdown:
@@ -31,7 +33,8 @@ class Shutdown:
 
     Signals are noticed by a thread of their own through ``signal.set_wakeup_fd``: that works while the main thread
     sits in a long call of a C library, and setting an event from a Python signal handler could deadlock with a main
-    thread that is just entering ``wait``. The first signal asks, the second ends the process at once.
+    thread that is just entering ``wait``. The first signal asks, a second one that is no echo of it ends the process at
+    once.
     """
 
     def __init__(self) -> None:
@@ -91,16 +94,18 @@ class Shutdown:
             os.close(read_fd)
 
     def _watch(self, read_fd: int) -> None:
-        signalled = False
+        signalled: float | None = None
         while data := os.read(read_fd, 1):
             number = data[0]
             if number not in STOP_SIGNALS:
                 continue
-            if signalled:
+            now = time.monotonic()
+            if signalled is None:
+                signalled = now
+                self.request(signal.Signals(number).name)
+            elif now - signalled > ECHO_SECONDS:
                 os.write(2, b"second signal: exiting at once\n")
                 os._exit(128 + number)
-            signalled = True
-            self.request(signal.Signals(number).name)
 
 
 def run_service(service: str, body: Callable[[Shutdown], int | None]) -> int:
