@@ -37,6 +37,8 @@ lint: $(VENV)/dev.stamp ## Check style, types, import rules and generated code
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python tools/chart.py --check
+	$(BIN)/python tools/dashboards.py --check
 
 format: $(VENV)/dev.stamp ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix $(SOURCES)
