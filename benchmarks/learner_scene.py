@@ -11,42 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from apex_actor.loop import ActorLoop
 from apex_cli.processes import Service, stop_in_order
 from apex_cli.train import free_ports
 from apexrl.algorithms import make_algorithm
 from apexrl.config import ExperimentConfig, shared_json
-from apexrl.envs import env_spec, make_vec
+from apexrl.envs import env_spec
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.transport.coordinator_client import CoordinatorClient
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.insert_client import InsertClient
 from apexrl.types import Chunk
+from benchmarks.recordings import record_chunks
 
 START_SECONDS = 120.0
 #: After a pause the learner's clocks and queues settle for this long before anything is counted.
 SETTLE_SECONDS = 1.5
 TICK_SECONDS = 0.1
 EDGE_SECONDS = 0.01
-
-
-def record_chunks(config: ExperimentConfig[Any], num_items: int) -> list[Chunk]:
-    """Chunks of random play that hold at least ``num_items`` items, encoded as actors encode them."""
-    algorithm = make_algorithm(config, env_spec(config.env))
-    env = make_vec(config.env, config.actor.lanes)
-    try:
-        loop = ActorLoop(
-            config=config, env=env, algorithm=algorithm, networks=algorithm.make_networks(), seed=config.seed
-        )
-        loop.epsilons = np.ones(env.num_lanes)
-        chunks: list[Chunk] = []
-        while sum(chunk.num_items for chunk in chunks) < num_items:
-            chunks += loop.step().chunks
-        return chunks
-    finally:
-        env.close()
 
 
 class LearnerScene:

@@ -14,8 +14,13 @@ from apexrl.config import ConfigError, ExperimentConfig, load_experiment
 from benchmarks.record import Goals, make_record, write_record
 
 
-def parser(description: str | None, *, seconds: float, windows: int) -> argparse.ArgumentParser:
-    """A parser with what every throughput benchmark takes; unknown arguments are overrides of the configuration."""
+def parser(
+    description: str | None, *, seconds: float, windows: int, fixed_goals: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with what every throughput benchmark takes; unknown arguments are overrides of the configuration.
+
+    With ``fixed_goals`` the benchmark sets its goals itself.
+    """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "config",
@@ -24,7 +29,8 @@ def parser(description: str | None, *, seconds: float, windows: int) -> argparse
     )
     made.add_argument("--seconds", type=float, default=seconds, help="length of a window (%(default)s)")
     made.add_argument("--windows", type=int, default=windows, help="windows per program (%(default)s)")
-    made.add_argument("--at-least", type=float, help="goal for the result's fraction, kept in the result")
+    if not fixed_goals:
+        made.add_argument("--at-least", type=float, help="goal for the result's fraction, kept in the result")
     made.add_argument("--write", action="store_true", help="write benchmarks/results/SUBJECT.json")
     return made
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +21,30 @@ from apexrl.types import ROW_COLUMNS, Array, Chunk, ItemWindows, RowKind, Scope,
 
 #: Columns that say what followed an action; a last row has none and holds zeros.
 _AFTER_ACTION = ("action", "reward", "continuation")
+
+_FIRST, _LAST = int(RowKind.FIRST), int(RowKind.LAST)
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_wrong_lane(
+    kinds: npt.NDArray[np.uint8],
+    ages: npt.NDArray[np.uint16],
+    kinds_before: npt.NDArray[np.uint8],
+    ages_before: npt.NDArray[np.uint16],
+    draining: bool,
+) -> int:
+    """The first lane whose row cannot follow the one before it; -1 = none. See ``ChunkBuilder._check_order``.
+
+    One compiled loop: a dozen array operations on so few numbers took a quarter of the time of building chunks.
+    """
+    for lane in range(kinds.size):
+        begins = kinds_before[lane] == _LAST
+        expected = 0 if begins else min(int(ages_before[lane]) + 1, MAX_AGE)
+        wrong = int(ages[lane]) != expected or kinds[lane] > _LAST
+        if wrong or (not draining and (kinds[lane] == _FIRST) != begins):
+            return lane
+    return -1
+
 
 InitialPriorities = Callable[[ItemWindows], npt.NDArray[np.float32]]
 
@@ -198,7 +223,7 @@ class ChunkBuilder:
         for _, values, rows in (*given, ("scratch", scratch, self._scratch_rows)):
             for name, value in values.items():
                 rows[name][:, row] = value
-        last = np.flatnonzero(self._step_rows["kind"][:, row] == RowKind.LAST)
+        last = np.flatnonzero(self._step_rows["kind"][:, row] == _LAST)
         if last.size:
             for name in _AFTER_ACTION:
                 if name in self._step_rows:
@@ -210,8 +235,10 @@ class ChunkBuilder:
         if values.keys() != rows.keys():
             raise ValueError(f"names of {what} are {sorted(values)}, must be {sorted(rows)}")
         for name, value in values.items():
-            shape, dtype = (self._num_lanes, *rows[name].shape[2:]), rows[name].dtype
-            if value.shape != shape or not np.can_cast(value.dtype, dtype, "same_kind"):
+            own = rows[name]
+            shape, dtype = (self._num_lanes, *own.shape[2:]), own.dtype
+            fits = value.dtype == dtype or np.can_cast(value.dtype, dtype, "same_kind")
+            if value.shape != shape or not fits:
                 raise ValueError(f"{what}: {name!r} is {value.dtype}{value.shape}, must be {dtype}{shape}")
 
     def _check_order(self, kinds: npt.NDArray[np.uint8], ages: npt.NDArray[np.uint16], draining: bool) -> None:
@@ -219,18 +246,13 @@ class ChunkBuilder:
 
         When draining, all rows are last rows, and those behind a last row are fillers that reach no chunk.
         """
-        begins = self._last_kinds() == RowKind.LAST
-        if self._fresh:
-            expected = np.zeros(self._num_lanes, dtype=np.int64)
-        else:
-            before = self._step_rows["age"][:, self._filled - 1].astype(np.int64)
-            expected = np.where(begins, 0, np.minimum(before + 1, MAX_AGE))
-        wrong = (ages != expected) | (kinds > np.uint8(RowKind.LAST))
-        if not draining:
-            wrong |= (kinds == RowKind.FIRST) != begins
-        if np.any(wrong):
-            lane = int(np.flatnonzero(wrong)[0])
-            after = "a last row" if begins[lane] else f"a row of age {int(expected[lane]) - 1}"
+        # Copies, so that the loop is compiled for one layout only.
+        kinds_before = self._last_kinds().astype(np.uint8)
+        ages_before = self._step_rows["age"][:, self._filled - 1].astype(np.uint16)
+        lane = _first_wrong_lane(kinds, ages, kinds_before, ages_before, draining)
+        if lane >= 0:
+            begins = kinds_before[lane] == RowKind.LAST
+            after = "a last row" if begins else f"a row of age {ages_before[lane]}"
             raise ValueError(
                 f"lane {lane}: row of kind {int(kinds[lane])} and age {int(ages[lane])} cannot follow {after}; an "
                 f"episode begins behind a last row with kind 0 and age 0, and ages grow by 1 up to {MAX_AGE}"

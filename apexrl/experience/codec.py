@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import lz4.block  # type: ignore[import-untyped]
 import numpy as np
 
@@ -10,7 +12,12 @@ from apexrl.types import Array, Codec, ColumnSpec, Scope, SignatureError
 
 def wire_dtype(column: ColumnSpec) -> np.dtype[np.generic]:
     """The column's element type in the byte order of blocks, which is little-endian on every machine."""
-    return np.dtype(column.dtype).newbyteorder("<")
+    return _little_endian(column.dtype)
+
+
+@functools.cache
+def _little_endian(dtype: str) -> np.dtype[np.generic]:
+    return np.dtype(dtype).newbyteorder("<")
 
 
 def encode_block(column: ColumnSpec, values: Array) -> bytes:

@@ -127,7 +127,8 @@ class InsertClient:
                 if not self._wait_for_room(deadline):
                     return taken
                 self._session.put(chunk)
-                self._wake_up()
+                if self._session.needs_attention:
+                    self._wake_up()
         return len(chunks)
 
     def flush(self, timeout: float | None = None) -> bool:

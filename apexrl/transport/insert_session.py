@@ -35,6 +35,8 @@ class NumberedChunk(NamedTuple):
     chunk: Chunk
     since: float
     """When it was put, on the session's clock."""
+    num_bytes: int
+    """Of the chunk; asked for at every turn."""
 
 
 class InsertSession:
@@ -70,6 +72,7 @@ class InsertSession:
         self._last_number = 0
         self._last_acked = 0
         self._unsent: deque[NumberedChunk] = deque()
+        self._unsent_bytes = 0
         self._sent: deque[NumberedChunk] = deque()
         self._open = False
         self.chunks_resent = 0
@@ -91,6 +94,14 @@ class InsertSession:
         return self.max_unacked_chunks - self.unacked
 
     @property
+    def needs_attention(self) -> bool:
+        """Whether the chunk put last matters to who waits for messages: it closes one, or its age starts to count.
+
+        Waking another thread for every chunk costs as much as sending it.
+        """
+        return len(self._unsent) == 1 or self.room < 1 or self._unsent_bytes >= self._message_bytes
+
+    @property
     def last_number(self) -> int:
         """Number of the chunk put last; 0 = none."""
         return self._last_number
@@ -110,13 +121,15 @@ class InsertSession:
         if self.room < 1:
             raise BufferError(f"{self.unacked} chunks are unacknowledged, max_unacked_chunks is reached")
         limit = REPLAY_LIMITS.server_receives - _MESSAGE_OVERHEAD_BYTES
-        if chunk.num_bytes > limit:
+        num_bytes = chunk.num_bytes
+        if num_bytes > limit:
             raise ValueError(
-                f"a chunk of table {self.table.name!r} has {chunk.num_bytes} bytes, a message takes {limit}: "
+                f"a chunk of table {self.table.name!r} has {num_bytes} bytes, a message takes {limit}: "
                 "lower replay.chunk_starts"
             )
         self._last_number += 1
-        self._unsent.append(NumberedChunk(self._last_number, chunk, self._clock()))
+        self._unsent.append(NumberedChunk(self._last_number, chunk, self._clock(), num_bytes))
+        self._unsent_bytes += num_bytes
         return self._last_number
 
     def open_request(self, handshake: Handshake) -> pb.InsertRequest:
@@ -133,7 +146,7 @@ class InsertSession:
         """Seconds until the next message closes by age, 0 if one is ready, None if there is nothing to send."""
         if not self._open or not self._unsent:
             return None
-        if self.room < 1 or self._unsent_bytes_reach(self._message_bytes):
+        if self.room < 1 or self._unsent_bytes >= self._message_bytes:
             return 0.0
         return max(0.0, self._unsent[0].since + self._message_age - self._clock())
 
@@ -144,10 +157,11 @@ class InsertSession:
             return None
         batch: list[NumberedChunk] = []
         size = 0
-        while self._unsent and (not batch or size + self._unsent[0].chunk.num_bytes <= self._message_bytes):
+        while self._unsent and (not batch or size + self._unsent[0].num_bytes <= self._message_bytes):
             numbered = self._unsent.popleft()
-            size += numbered.chunk.num_bytes
+            size += numbered.num_bytes
             batch.append(numbered)
+        self._unsent_bytes -= size
         self._sent.extend(batch)
         return pb.InsertRequest(
             chunks=pb.InsertChunks(
@@ -167,22 +181,16 @@ class InsertSession:
         """The stream is gone: what was not acknowledged goes out again, in order."""
         self._open = False
         self.chunks_resent += len(self._sent)
+        self._unsent_bytes += sum(numbered.num_bytes for numbered in self._sent)
         self._unsent.extendleft(reversed(self._sent))
         self._sent.clear()
 
     def _acknowledge(self, last_seen: int) -> int:
         before = self.unacked
         # A shard that answers "seen" to a resent chunk may do so while the chunk waits to go out again.
-        for queue in (self._sent, self._unsent):
-            while queue and queue[0].number <= last_seen:
-                queue.popleft()
+        while self._sent and self._sent[0].number <= last_seen:
+            self._sent.popleft()
+        while self._unsent and self._unsent[0].number <= last_seen:
+            self._unsent_bytes -= self._unsent.popleft().num_bytes
         self._last_acked = max(self._last_acked, min(last_seen, self._last_number))
         return before - self.unacked
-
-    def _unsent_bytes_reach(self, limit: int) -> bool:
-        size = 0
-        for numbered in self._unsent:
-            size += numbered.chunk.num_bytes
-            if size >= limit:
-                return True
-        return False
