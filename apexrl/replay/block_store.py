@@ -134,10 +134,12 @@ class BlockStore:
 
         Under first-in-first-out removal slabs empty one after the other and none is ever rewritten.
         """
-        sealed = [number for number in self._slabs if number != self._active]
-        if not sealed or 2 * sum(self._slabs[n].live for n in sealed) >= len(sealed) * self.slab_size:
+        active = self._slabs.get(self._active)
+        num_sealed = len(self._slabs) - (active is not None)
+        sealed_live = self._live_bytes - (active.live if active is not None else 0)
+        if not num_sealed or 2 * sealed_live >= num_sealed * self.slab_size:
             return False
-        number = min(sealed, key=lambda n: self._slabs[n].live)
+        number = min((n for n in self._slabs if n != self._active), key=lambda n: self._slabs[n].live)
         slab = self._slabs[number]
         records: list[tuple[int, bytes]] = []
         offset = 0

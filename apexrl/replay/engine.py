@@ -139,11 +139,11 @@ class ReplayEngine:
         seen = self._seen.get((incarnation, table))
         return 0 if seen is None else seen.number
 
-    def insert_once(self, incarnation: bytes, number: int, table: str, chunk: Chunk) -> bool:
+    def insert_once(self, incarnation: bytes, number: int, table: str, chunk: Chunk, *, checked: bool = False) -> bool:
         """Insert a chunk unless its ``number`` was seen; returns False for a duplicate.
 
         Numbers of an incarnation begin at 1, grow, and may have gaps. A malformed chunk raises SignatureError and
-        leaves no trace, so that a corrected one may come under its number.
+        leaves no trace, so that a corrected one may come under its number. ``checked``: see :meth:`Table.insert`.
         """
         owner = self.table(table)
         if number < 1:
@@ -155,7 +155,7 @@ class ReplayEngine:
             self._seen.move_to_end(key)
             owner.duplicates += 1
             return False
-        if owner.insert(chunk).size and self.observer is not None:
+        if owner.insert(chunk, checked=checked).size and self.observer is not None:
             self.observer.stored(incarnation, number, table, chunk, owner.inserted)
         self._note_seen(incarnation, number, table)
         return True

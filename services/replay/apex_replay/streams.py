@@ -124,7 +124,7 @@ class InsertStream(Stream):
         stored = 0
         while self._pending and self.table.may_insert():
             number, chunk = self._pending.popleft()
-            self._engine.insert_once(self.incarnation, number, self.table.config.name, chunk)
+            self._engine.insert_once(self.incarnation, number, self.table.config.name, chunk, checked=True)
             stored += 1
         return pb.InsertResponse(ack=pb.InsertAck(last_seen=self._last_seen())) if stored else None
 

@@ -1,4 +1,4 @@
-"""What integration tests share."""
+"""What all tests share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _torch_settings_stay() -> Iterator[None]:
-    """Serial mode sets torch to one thread and deterministic algorithms; other tests must not notice."""
+    """Services and serial mode set torch up for their process; other tests in this one must not notice."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
+    torch.set_flush_denormal(False)
