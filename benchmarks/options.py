@@ -11,7 +11,7 @@ from typing import Any
 
 from apexrl.algorithms import CONFIGS
 from apexrl.config import ConfigError, ExperimentConfig, load_experiment
-from benchmarks.record import Goals, make_record, write_record
+from benchmarks.record import RESULTS, Goals, make_record, write_record
 
 
 def parser(
@@ -31,8 +31,20 @@ def parser(
     made.add_argument("--windows", type=int, default=windows, help="windows per program (%(default)s)")
     if not fixed_goals:
         made.add_argument("--at-least", type=float, help="goal for the result's fraction, kept in the result")
-    made.add_argument("--write", action="store_true", help="write benchmarks/results/SUBJECT.json")
+    add_write(made)
     return made
+
+
+def add_write(made: argparse.ArgumentParser) -> None:
+    """The option that keeps the result."""
+    made.add_argument(
+        "--write",
+        type=Path,
+        nargs="?",
+        const=RESULTS,
+        metavar="DIR",
+        help="write SUBJECT.json to this directory (benchmarks/results)",
+    )
 
 
 def load(config: Path, overrides: Sequence[str], own: Sequence[str] = ()) -> ExperimentConfig[Any]:
@@ -45,13 +57,17 @@ def fraction_goal(at_least: float | None) -> Goals:
 
 
 def conclude(
-    subject: str, *, metrics: Mapping[str, Any], goals: Goals, seeds: Sequence[int], notes: str, write: bool
+    subject: str, *, metrics: Mapping[str, Any], goals: Goals, seeds: Sequence[int], notes: str, write: Path | None
 ) -> int:
-    """Print a measurement, write its record if asked to; returns the exit code: 1 if a goal is not met."""
+    """Print a measurement, write its record to a directory if asked to.
+
+    Returns:
+        The exit code: 1 if a goal is not met.
+    """
     record = make_record(subject, metrics=metrics, goals=goals, seeds=seeds, notes=notes)
     print(json.dumps({"name": subject, "metrics": record["metrics"], "met": record["met"]}, indent=2))
-    if write:
-        print(write_record(record))
+    if write is not None:
+        print(write_record(record, write))
     return 1 if record["met"] is False else 0
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.aggregation import spread
-from benchmarks.options import conclude
+from benchmarks.options import add_write, conclude
 from benchmarks.peers.environment import PeerError, peer_python
 from benchmarks.peers.priority_work import ALPHA, BATCH_SIZE, INSERT, SAMPLE_UPDATE
 from benchmarks.peers.worker import SINGLE_THREAD, PeerProcess, PeerProcessError
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--seconds", type=float, default=2.0, help="length of a window (%(default)s)")
     made.add_argument("--windows", type=int, default=7, help="windows per program (%(default)s)")
-    made.add_argument("--write", action="store_true", help="write benchmarks/results/priority.json")
+    add_write(made)
     options = made.parse_args(arguments)
     try:
         metrics = compare(ITEMS, seconds=options.seconds, windows=options.windows)

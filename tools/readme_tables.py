@@ -5,6 +5,7 @@ A region stands between ``<!-- results:NAME -->`` and ``<!-- /results:NAME -->``
 
     python tools/readme_tables.py           rewrite the regions
     python tools/readme_tables.py --check   exit 1 if the regions are not what the results give
+    python tools/readme_tables.py --print D print the table of measurements for other results
 
 The form of the files is that of :mod:`benchmarks.record`; CONTRIBUTING.md describes it.
 """
@@ -144,7 +145,15 @@ def main(arguments: Sequence[str] | None = None, *, readme: Path = README, resul
     """See the module."""
     parser = argparse.ArgumentParser(description="Fill the tables of results in README.md.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the tables are not up to date")
+    parser.add_argument("--print", type=Path, metavar="DIR", help="only print the table of the results in DIR")
     options = parser.parse_args(arguments)
+    if options.print is not None:
+        try:
+            print(measurements_table(read_records(options.print)))
+        except RecordError as error:
+            print(f"readme_tables: {error}", file=sys.stderr)
+            return 1
+        return 0
     try:
         old = readme.read_text(encoding="utf-8")
         new = render_readme(old, read_records(results))

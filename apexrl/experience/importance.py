@@ -25,10 +25,10 @@ def importance_weights(probabilities: npt.NDArray[np.floating], num_items: int, 
     exact = np.asarray(probabilities, dtype=np.float64)
     if exact.size == 0:
         return np.zeros(0, dtype=np.float32)
-    if not np.all(np.isfinite(exact) & (exact > 0.0)):
+    least = exact.min()
+    if not (least > 0.0 and exact.max() < np.inf):  # a NaN is the minimum, and fails here too
         worst = exact[~(np.isfinite(exact) & (exact > 0.0))][0]
         raise ValueError(f"probabilities hold {worst}, must be finite and above 0")
-    # In logarithms and relative to the largest weight, so that a tiny P cannot overflow the power.
-    logs = -beta * np.log(num_items * exact)
-    weights: npt.NDArray[np.float32] = np.exp(logs - logs.max()).astype(np.float32)
+    # The largest weight is that of the least probability: N cancels, and no power of a tiny P can overflow.
+    weights: npt.NDArray[np.float32] = np.power(least / exact, beta).astype(np.float32)
     return weights

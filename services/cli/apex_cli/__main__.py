@@ -22,6 +22,7 @@ usage: apex COMMAND [arguments]
   evaluate RUN            play greedy episodes from a checkpoint, print the return and its spread
   record RUN              write a video of an episode
   simulate CONFIG         load learner and shards with synthetic actors, print what each process needs
+  bench                   measure this machine with the project's benchmarks
   inspect config CONFIG   the resolved configuration, every field with its value
   inspect memory CONFIG   the memory that replay, mirror and batches will need
   inspect replay ADDRESS  the state of a live shard
@@ -62,6 +63,12 @@ def _simulate(arguments: Sequence[str], shutdown: Shutdown) -> int:
     return simulate(options, overrides, shutdown)
 
 
+def _bench(arguments: Sequence[str], shutdown: Shutdown) -> int:
+    from apex_cli.bench import BenchArguments, bench
+
+    return bench(_parse(BenchArguments, arguments, "apex bench", closed=True)[0], shutdown)
+
+
 def _inspect_config(arguments: Sequence[str], shutdown: Shutdown) -> int:
     from apex_cli.inspect import ConfigArguments, inspect_config
 
@@ -93,6 +100,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("evaluate",): _evaluate,
     ("record",): _record,
     ("simulate",): _simulate,
+    ("bench",): _bench,
     ("inspect", "config"): _inspect_config,
     ("inspect", "memory"): _inspect_memory,
     ("inspect", "replay"): _inspect_replay,

@@ -10,8 +10,9 @@ from apexrl.types import TableConfig
 #: Seconds of updates that batches are kept ready for.
 PREFETCH_SECONDS = 0.25
 MIN_DEPTH, MAX_DEPTH = 2, 64
-#: A draw request asks for as many batches as the learner uses up in this time.
-REQUEST_SECONDS = 0.010
+#: A draw request asks for as many batches as the learner uses up in this time: every message takes the interpreter from
+#: the update for a moment.
+REQUEST_SECONDS = 0.05
 
 
 class PrefetchDepth:

@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 #: The longest that a freed place in the ring waits to be noticed.
 TURN_SECONDS = 0.02
-#: Insert limits are sent at least this often, also while nothing may be drawn.
+#: Insert limits are looked at at least this often, also while nothing may be drawn; sent when they have changed.
 LIMITS_SECONDS = 0.2
 
 
@@ -33,6 +33,8 @@ class _Link:
     connection: int = 0
     """0 = none."""
     boot: bytes = b""
+    limit: int | None = -1
+    """The insert limit told last; -1 = none was."""
     requested: deque[float] = field(default_factory=deque)
     """When each unanswered request was sent."""
 
@@ -131,6 +133,7 @@ class Prefetcher:
         if isinstance(event, StreamOpened):
             link.connection = event.connection
             link.boot = event.boot
+            link.limit = -1
             link.requested.clear()
             self._assembler.open(shard, event.tables[self._table], event.boot)
             self._limits_sent = 0.0
@@ -161,7 +164,8 @@ class Prefetcher:
             return
         self._limits_sent = now
         for link, limit in zip(self._links, self._limiter.insert_limits(), strict=True):
-            if link.connection:
+            if link.connection and link.limit != limit:
+                link.limit = limit
                 link.client.set_insert_limits({self._table: limit})
 
     def _request(self) -> None:
