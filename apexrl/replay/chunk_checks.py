@@ -93,7 +93,7 @@ class ChunkChecker:
 
 def check_priorities(name: str, priorities: npt.NDArray[np.floating]) -> None:
     """Raise SignatureError unless all ``priorities`` are finite and >= 0: one NaN would poison every draw."""
-    good = (priorities >= 0.0) & (priorities < np.inf)
-    if np.count_nonzero(good) != priorities.size:
-        i = int(np.flatnonzero(~good)[0])
+    # The minimum of numbers with a NaN among them is a NaN, which is not 0 or above.
+    if priorities.size and not (priorities.min() >= 0.0 and priorities.max() < np.inf):
+        i = int(np.flatnonzero(~((priorities >= 0.0) & (priorities < np.inf)))[0])
         raise SignatureError(f"{name}[{i}] is {priorities[i]}, must be finite and 0 or above")

@@ -209,7 +209,7 @@ class Table:
                 f"keys {keys.dtype} {keys.shape} and priorities {priorities.shape} must be vectors of one length, keys "
                 "uint64"
             )
-        priorities = priorities.astype(np.float32)
+        priorities = priorities.astype(np.float32, copy=False)
         check_priorities("priorities", priorities)
         leaves, positions = self._lookup.held(keys)
         applied = leaves.size

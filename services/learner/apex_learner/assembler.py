@@ -211,8 +211,8 @@ class BatchAssembler:
     def plan(self, ready: int) -> list[DrawPlan]:
         """The next requests, to be sent in their order: what must be asked again, then new batches.
 
-        Empty if no batch is missing, the limiter allows none, or no shard holds anything. ``ready`` batches wait for
-        the learner.
+        Empty if not a request's worth of batches is missing, the limiter allows none, or no shard holds anything.
+        ``ready`` batches wait for the learner.
         """
         masses = self.masses
         if masses.sum() <= 0.0:
@@ -221,8 +221,9 @@ class BatchAssembler:
         if self._orphans:
             self.counts.redraws += 1
             return self._ask(self._some_orphans(), masses)
-        missing = self._depth.batches - ready - self._batches_in_flight
-        batches = min(missing, self._depth.batches_per_request, self._batches_that_fit())
+        batches = min(self._depth.batches_per_request, self._batches_that_fit())
+        if self._depth.batches - ready - self._batches_in_flight < batches:
+            return []  # a request for fewer would cost as much
         while batches > 0 and not self._limiter.may_draw(batches * self._batch_size):
             batches -= 1
         if batches <= 0:
