@@ -37,8 +37,10 @@ LEARNING_HEADER = (
     "Date, commit",
 )
 MEASUREMENTS_HEADER = ("Result", "Metric", "Measured", "Goal", "Met", "Machine", "Date, commit")
-#: Metrics of a measurement that are always shown; so are those with a goal, and spreads over windows.
+#: Metrics of a measurement that are always shown, as are those with a goal.
 HEADLINE = "fraction"
+#: More spreads than this are for readers of the file.
+MOST_SPREADS = 4
 SPREAD_FIELDS = {"median", "min", "max"}
 BOUND_SIGNS = {"at_least": "≥", "at_most": "≤"}
 
@@ -170,15 +172,13 @@ def main(arguments: Sequence[str] | None = None, *, readme: Path = README, resul
 
 
 def _measured(record: Record) -> Iterator[tuple[str, str, str]]:
-    """(metric, what to call it, value) of what is shown: goals, headlines, spreads; all numbers where there is none."""
+    """(metric, what to call it, value) of what is shown: goals, headlines, few spreads; all numbers if none of these."""
     metrics: Mapping[str, Any] = record["metrics"]
-    shown = [
-        (metric, label, text)
-        for metric, value in metrics.items()
-        for label, text in _values(metric, value)
-        if metric in record["goals"] or metric.startswith(HEADLINE) or isinstance(value, Mapping)
-    ]
-    yield from shown or ((m, label, text) for m, value in metrics.items() for label, text in _values(m, value))
+    numbers = [(metric, label, text) for metric, value in metrics.items() for label, text in _values(metric, value)]
+    spreads = {one[0] for one in numbers if isinstance(metrics[one[0]], Mapping)}
+    few = spreads if sum(one[0] in spreads for one in numbers) <= MOST_SPREADS else set()
+    shown = [one for one in numbers if one[0] in record["goals"] or one[0].startswith(HEADLINE) or one[0] in few]
+    yield from shown or numbers
 
 
 def _values(metric: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -112,6 +112,14 @@ def test_a_measurement_shows_spreads_headlines_and_missed_goals_but_no_settings(
     assert "poles" not in text
 
 
+def test_many_spreads_are_left_to_the_file() -> None:
+    spread = {"median": 2.0, "min": 1.0, "max": 3.0}
+    sizes = {f"rate_at_{size}": spread for size in range(5)}
+    text = tables.measurements_table([record("growth", {"ratio": 4.0, **sizes}, {"ratio": {"at_least": 3}})])
+    assert "| `growth` | ratio | 4 | ≥ 3 | yes |" in text
+    assert "rate at" not in text
+
+
 def test_a_measurement_of_nothing_but_plain_numbers_shows_them_all() -> None:
     text = tables.measurements_table([record("sizes", {"bytes_per_frame": 148, "codec": "lz4"}, {})])
     assert "| `sizes` | bytes per frame | 148 |  |  |" in text
