@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None, *, readme: Path = README, resul
 
 
 def _measured(record: Record) -> Iterator[tuple[str, str, str]]:
-    """(metric, what to call it, value) of what is shown: goals, headlines, few spreads; all numbers if none of these."""
+    """(metric, what to call it, value) of what is shown: goals, headlines, few spreads; or all numbers."""
     metrics: Mapping[str, Any] = record["metrics"]
     numbers = [(metric, label, text) for metric, value in metrics.items() for label, text in _values(metric, value)]
     spreads = {one[0] for one in numbers if isinstance(metrics[one[0]], Mapping)}
