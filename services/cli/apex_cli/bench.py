@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from apexrl.runtime.lifecycle import Shutdown
 
 #: The source tree, if this is one: benchmarks are not part of the installed package.
 ROOT = Path(apexrl.__file__).resolve().parents[1]
+#: How soon a stop is noticed.
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def bench(arguments: BenchArguments, shutdown: Shutdown) -> int:
             return 1
         one = SUITE[name]
         print(f"== {name}: {one.what} (about {one.minutes} min)", flush=True)
-        worst = max(worst, _run(one, config, output))
+        worst = max(worst, _run(one, config, output, shutdown))
     subprocess.run(
         [sys.executable, "tools/readme_tables.py", "--print", str(output)], cwd=ROOT, env=_env(), check=False
     )
@@ -92,11 +95,16 @@ def bench(arguments: BenchArguments, shutdown: Shutdown) -> int:
     return worst
 
 
-def _run(one: Benchmark, config: Path, output: Path) -> int:
-    """Run a benchmark; 1 if it failed or missed a goal."""
+def _run(one: Benchmark, config: Path, output: Path, shutdown: Shutdown) -> int:
+    """Run a benchmark; 1 if it failed, missed a goal, or was ended because a stop was asked for."""
     chosen = [str(config)] if one.config else []
     command = [sys.executable, str(ROOT / "benchmarks" / one.script), *chosen, "--write", str(output)]
-    return min(1, subprocess.run(command, cwd=ROOT, env=_env(), stdout=subprocess.DEVNULL, check=False).returncode)
+    with subprocess.Popen(command, cwd=ROOT, env=_env(), stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if shutdown.wait(POLL_SECONDS):
+                process.send_signal(signal.SIGINT)  # unwinds, so that it ends the processes that it has started
+                process.wait()
+    return 0 if process.returncode == 0 else 1
 
 
 def _env() -> dict[str, str]:

@@ -54,7 +54,7 @@ def test_results_are_written_and_shown_as_a_table(
     assert "| `learner_update_catch_apex_dqn` | updates per second |" in out
 
 
-def run_shortly(one: Benchmark, config: Path, output: Path) -> int:
+def run_shortly(one: Benchmark, config: Path, output: Path, shutdown: Shutdown) -> int:
     from benchmarks.learner_update import main
 
     return main([str(config), "--seconds", "0.2", "--windows", "1", "--write", str(output)])
