@@ -13,17 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.options import conclude, run
-from benchmarks.replay_comparison import (
-    best_cpu,
-    by_system,
-    compare,
-    cpu_ratio,
-    described,
-    rate_ratio,
-    replay_parser,
-    stage,
-    systems,
-)
+from benchmarks.replay_comparison import compare, compared, replay_parser, stage, systems
 
 GOALS = {"cpu_ratio_to_reverb": {"at_most": 0.05}}
 
@@ -36,14 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         systems(on, options, ["insert"]) as measured,
     ):
         compare(measured, options, ["insert"])
-        own, *peers = measured
-        metrics = {
-            "cpu_ratio_to_reverb": round(cpu_ratio(own, peers), 4),
-            "rate_ratio_to_reverb": round(rate_ratio(own, peers, "insert"), 2),
-            "best_peer": best_cpu(peers).name,
-            "systems": by_system(measured),
-            **described(on, options),
-        }
+        metrics = compared(on, options, measured, "insert")
     return conclude(
         "insert",
         metrics=metrics,

@@ -173,6 +173,18 @@ def described(on: Stage, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def compared(on: Stage, options: argparse.Namespace, measured: Sequence[System], role: str) -> dict[str, Any]:
+    """Metrics of a comparison of one role: ours against the best peer, every system, and how it was made."""
+    own, *peers = measured
+    return {
+        "cpu_ratio_to_reverb": round(cpu_ratio(own, peers), 4),
+        "rate_ratio_to_reverb": round(rate_ratio(own, peers, role), 2),
+        "best_peer": best_cpu(peers).name,
+        "systems": by_system(measured),
+        **described(on, options),
+    }
+
+
 def by_system(measured: Sequence[System]) -> dict[str, Any]:
     """For the result: every system's medians, and the rates of each window."""
     found: dict[str, Any] = {}

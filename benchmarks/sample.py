@@ -21,18 +21,7 @@ from apexrl.experience.batch import BatchBuffer
 from apexrl.types import Signature
 from benchmarks.aggregation import spread
 from benchmarks.options import conclude, run
-from benchmarks.replay_comparison import (
-    SAMPLES_PER_INSERT,
-    best_cpu,
-    by_system,
-    compare,
-    cpu_ratio,
-    described,
-    rate_ratio,
-    replay_parser,
-    stage,
-    systems,
-)
+from benchmarks.replay_comparison import SAMPLES_PER_INSERT, compare, compared, replay_parser, stage, systems
 from benchmarks.windows import ratios, repeat
 
 GOALS = {"cpu_ratio_to_reverb": {"at_most": 0.125}, "ratio_to_copy_limit": {"at_most": 2.5}}
@@ -68,17 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signature, batch_size = on.table.config.signature, on.config.learner.batch_size
         copies = {"copy": repeat(copying(signature, batch_size))}
         rates = compare(measured, options, ["sample"], feeding=True, beside=copies)
-        own, *peers = measured
-        limits = ratios(rates["copy"], rates[own.name])
+        limits = ratios(rates["copy"], rates[measured[0].name])
         metrics = {
-            "cpu_ratio_to_reverb": round(cpu_ratio(own, peers), 4),
-            "rate_ratio_to_reverb": round(rate_ratio(own, peers, "sample"), 2),
             "ratio_to_copy_limit": round(float(np.median(limits)), 3),
-            "best_peer": best_cpu(peers).name,
             "copied_transitions_per_second": spread(rates["copy"]),
             "batch_bytes": BatchBuffer(signature, batch_size).num_bytes,
-            "systems": by_system(measured),
-            **described(on, options),
+            **compared(on, options, measured, "sample"),
         }
     return conclude(
         "sample",
