@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chart_golden import MANIFESTS, every_pod
 from chart_scene import (
     CHART,
     COMPONENT,
@@ -14,7 +15,6 @@ from chart_scene import (
     SCENARIOS,
     Manifest,
     config_file,
-    golden,
     main_container,
     matches,
     of_kind,
@@ -27,13 +27,7 @@ from chart_scene import (
 from apexrl.algorithms import CONFIGS
 from apexrl.config import load_experiment, load_sections
 
-MANIFESTS = {scenario: golden(scenario) for scenario in SCENARIOS}
-#: (scenario, pod's name, its metadata, its spec)
-PODS = [(scenario, *pod) for scenario, manifests in MANIFESTS.items() for pod in pods(manifests)]
-POD_IDS = [f"{scenario}-{name}" for scenario, name, *_ in PODS]
 GPU = {"nvidia.com/gpu", "nvidia.com/mig-3g.40gb"}
-
-every_pod = pytest.mark.parametrize(("scenario", "name", "metadata", "spec"), PODS, ids=POD_IDS)
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chart_golden import MANIFESTS, every_pod
 from chart_scene import (
     COMPONENT,
     SCENARIOS,
     Manifest,
     config_file,
-    golden,
     main_container,
     matches,
     of_kind,
@@ -24,14 +24,8 @@ from apexrl.algorithms import CONFIGS
 from apexrl.config import SecurityConfig, load_experiment, load_sections
 from apexrl.transport.security import CALLERS
 
-MANIFESTS = {scenario: golden(scenario) for scenario in SCENARIOS}
-#: (scenario, pod's name, its metadata, its spec)
-PODS = [(scenario, *pod) for scenario, manifests in MANIFESTS.items() for pod in pods(manifests)]
-POD_IDS = [f"{scenario}-{name}" for scenario, name, *_ in PODS]
 #: Kinds of volumes that Pod Security "restricted" allows.
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected", "downwardAPI", "csi", "ephemeral"}
-
-every_pod = pytest.mark.parametrize(("scenario", "name", "metadata", "spec"), PODS, ids=POD_IDS)
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS)
 
 
