@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Batches are drawn about 0.25 s before they are learned from, so this is no great age for a priority; every message
-#: takes the interpreter from the update for half a millisecond.
+#: takes the interpreter from the update for a moment.
 COALESCE_SECONDS = 0.05
 CALL_TIMEOUT_SECONDS = 10.0
 MAX_KEYS_PER_MESSAGE = 1 << 17
