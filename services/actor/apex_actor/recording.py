@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from apex_actor.loop import ActorLoop
 from apexrl.algorithms import make_algorithm
 from apexrl.config import ExperimentConfig
 from apexrl.envs import env_spec, make_vec
+from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.types import Chunk
 
 #: The first turns load libraries and compile; they say nothing about an actor's speed.
@@ -56,7 +56,7 @@ def record_play(config: ExperimentConfig[Any], env_steps: int) -> Recording:
 
     The policy network is evaluated as an actor evaluates it, and then ignored (epsilon is 1).
     """
-    torch.set_num_threads(config.actor.inference_threads)
+    configure_torch(config.actor.inference_threads)
     algorithm = make_algorithm(config, env_spec(config.env))
     env = make_vec(config.env, config.actor.lanes, num_threads=config.actor.env_threads)
     try:
