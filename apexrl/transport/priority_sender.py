@@ -1,4 +1,4 @@
-"""New priorities on their way to a shard: gathered for 50 ms, sent in order, one message at a time."""
+"""New priorities on their way to a shard: gathered for 100 ms, sent in order, one message at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: Batches are drawn about 0.25 s before they are learned from, so this is no great age for a priority; every message
 #: takes the interpreter from the update for a moment.
-COALESCE_SECONDS = 0.05
+COALESCE_SECONDS = 0.1
 CALL_TIMEOUT_SECONDS = 10.0
 MAX_KEYS_PER_MESSAGE = 1 << 17
 #: While the shard is away this many keys are kept, the newest ones.
@@ -73,10 +73,11 @@ class PrioritySender:
         """Take an update; see :meth:`SampleClient.update_priorities`."""
         if keys.shape != priorities.shape or keys.ndim != 1:
             raise ValueError(f"priorities has shape {priorities.shape}, must be that of keys, {keys.shape}")
-        bad = ~(np.isfinite(priorities) & (priorities >= 0))
-        if bad.any():
-            raise ValueError(f"priorities has {priorities[bad][0]}, must be finite and >= 0")
+        good = np.isfinite(priorities) & (priorities >= 0)
+        if not good.all():
+            raise ValueError(f"priorities has {priorities[~good][0]}, must be finite and >= 0")
         with self._condition:
+            was_idle = not self._waiting
             for begin in range(0, len(keys), MAX_KEYS_PER_MESSAGE):
                 part = slice(begin, begin + MAX_KEYS_PER_MESSAGE)
                 update = _Update(table, keys[part].astype(np.uint64), priorities[part].astype(np.float32))
@@ -84,7 +85,8 @@ class PrioritySender:
                 self._waiting_keys += len(update.keys)
             while self._waiting_keys > MAX_WAITING_KEYS and len(self._waiting) > 1:
                 self._drop_first()
-        self._io.loop.call_soon_threadsafe(self._wake.set)
+        if was_idle and len(keys):
+            self._io.loop.call_soon_threadsafe(self._wake.set)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything was answered; False if ``timeout`` seconds passed before."""

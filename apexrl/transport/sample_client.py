@@ -223,7 +223,7 @@ class SampleClient:
                 self._send(self._limits_request())
 
     def update_priorities(self, table: str, keys: npt.NDArray[np.uint64], priorities: npt.NDArray[np.float32]) -> None:
-        """Set raw priorities by key. Returns at once; goes out within 50 ms, of a key set twice the later wins.
+        """Set raw priorities by key. Returns at once; goes out within 100 ms, of a key set twice the later wins.
 
         Raises:
             ValueError: priorities are negative or not finite, or not as many as keys.

@@ -19,8 +19,9 @@ from apexrl.types import SignatureError, TableTotals
 
 log = get_logger(__name__)
 
-#: The longest that a freed place in the ring waits to be noticed.
-TURN_SECONDS = 0.02
+#: The longest that a freed place in the ring waits to be noticed: a fifth of what is kept ready. Every turn takes the
+#: interpreter from the update for a moment.
+TURN_SECONDS = 0.05
 #: Insert limits are looked at at least this often, also while nothing may be drawn; sent when they have changed.
 LIMITS_SECONDS = 0.2
 

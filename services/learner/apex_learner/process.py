@@ -39,7 +39,7 @@ from apexrl.types import EnvSpec, TableTotals
 log = get_logger(__name__)
 
 #: Any pure-Python thread may hold the interpreter for this long; the default 5 ms is several updates of a fast learner.
-SWITCH_INTERVAL_SECONDS = 0.0005
+SWITCH_INTERVAL_SECONDS = 0.0001
 #: A shard that has not answered within this time has no say in the epoch.
 EPOCH_QUESTION_SECONDS = 1.0
 STATUS_SECONDS = 0.5

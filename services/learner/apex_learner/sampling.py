@@ -141,13 +141,13 @@ class Sampling:
 
     def learned(self, batch: BatchBuffer, priorities: npt.NDArray[np.float32] | None) -> None:
         """Give a batch's memory back and send its items' new priorities [B], if any, to their shards."""
-        keys, shards = batch.keys.copy(), batch.shards.copy()
+        keys = batch.keys.copy()
+        own = [batch.shards == shard for shard in range(len(self._clients))]
         self._prefetcher.release(batch)
         if priorities is None:
             return
-        for shard in np.unique(shards).tolist():
-            own = shards == shard
-            self._clients[shard].update_priorities(self._table, keys[own], priorities[own])
+        for client, rows in zip(self._clients, own, strict=True):
+            client.update_priorities(self._table, keys[rows], priorities[rows])
 
     def waiting(self) -> str | None:
         """What the learner waits for, in words; None if for nothing."""
