@@ -11,7 +11,7 @@ SOURCES := apexrl services benchmarks tests tools
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test learning bench lint format protos locks clean
+.PHONY: help train test learning bench soak lint format protos locks clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ bench: $(VENV)/dev.stamp ## Measure learner and actor with CONFIG against plain 
 	$(BIN)/python benchmarks/learner_update.py $(CONFIG) --write $(ARGS)
 	$(BIN)/python benchmarks/learner_loop.py $(CONFIG) --write $(ARGS)
 	$(BIN)/python benchmarks/actor_loop.py $(CONFIG) --write $(ARGS)
+
+soak: $(VENV)/dev.stamp ## Run everything for half an hour and fit each process's memory, write benchmarks/results/soak.json
+	$(BIN)/python benchmarks/soak.py configs/pong_small.yaml --write $(ARGS)
 
 lint: $(VENV)/dev.stamp ## Check style, types, import rules and generated code
 	$(BIN)/ruff check $(SOURCES)

@@ -12,7 +12,9 @@ PREFETCH_SECONDS = 0.25
 MIN_DEPTH, MAX_DEPTH = 2, 64
 #: A draw request asks for as many batches as the learner uses up in this time: every message takes the interpreter from
 #: the update for a moment.
-REQUEST_SECONDS = 0.05
+REQUEST_SECONDS = 0.1
+#: A reply may carry a chunk for each of its items.
+MAX_BATCHES_PER_REQUEST = 16
 
 
 class PrefetchDepth:
@@ -39,7 +41,8 @@ class PrefetchDepth:
 
     @property
     def batches_per_request(self) -> int:
-        return max(1, min(self.batches // 4, math.ceil(REQUEST_SECONDS / max(self._update_seconds, 1e-6))))
+        used_up = math.ceil(REQUEST_SECONDS / max(self._update_seconds, 1e-6))
+        return max(1, min(self.batches // 2, used_up, MAX_BATCHES_PER_REQUEST))
 
 
 def mirror_slots(table: TableConfig, num_shards: int, batch_size: int, mirror_bytes: int) -> int:
