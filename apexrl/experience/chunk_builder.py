@@ -8,13 +8,13 @@ episodes; windows never pass a last row (that is the window rule's work).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from apexrl.experience.codec import encode_block
+from apexrl.experience.codec import encode_blocks
 from apexrl.experience.rows import MAX_AGE
 from apexrl.experience.windows import WindowRule
 from apexrl.types import ROW_COLUMNS, Array, Chunk, ItemWindows, RowKind, Scope, Signature, SignatureError
@@ -223,8 +223,8 @@ class ChunkBuilder:
         for _, values, rows in (*given, ("scratch", scratch, self._scratch_rows)):
             for name, value in values.items():
                 rows[name][:, row] = value
-        last = np.flatnonzero(self._step_rows["kind"][:, row] == _LAST)
-        if last.size:
+        last = self._step_rows["kind"][:, row] == _LAST
+        if last.any():
             for name in _AFTER_ACTION:
                 if name in self._step_rows:
                     self._step_rows[name][last, row] = 0
@@ -235,8 +235,8 @@ class ChunkBuilder:
         if values.keys() != rows.keys():
             raise ValueError(f"names of {what} are {sorted(values)}, must be {sorted(rows)}")
         for name, value in values.items():
-            own = rows[name]
-            shape, dtype = (self._num_lanes, *own.shape[2:]), own.dtype
+            shape, dtype = rows[name].shape, rows[name].dtype
+            shape = (shape[0], *shape[2:])
             fits = value.dtype == dtype or np.can_cast(value.dtype, dtype, "same_kind")
             if value.shape != shape or not fits:
                 raise ValueError(f"{what}: {name!r} is {value.dtype}{value.shape}, must be {dtype}{shape}")
@@ -289,25 +289,55 @@ class ChunkBuilder:
             priorities[lanes, items] = self._initial_priorities(lanes, first_start + items, lengths[lanes, items])
         prefixes = np.where(lengths > 0, prefixes, 0)
         origins = first_start + np.arange(most) - prefixes
-        chunks = []
-        for lane in np.flatnonzero(lengths.any(axis=1)):
-            num_starts, end = int(starts[lane]), int(ends[lane])
-            blocks = tuple(
-                encode_block(column, self._step_rows[column.name][lane, offset:end])
-                if column.scope is Scope.STEP
-                else encode_block(column, self._item_rows[column.name][lane, origins[lane, :num_starts]])
-                for column in self._signature.columns
+        chosen = np.flatnonzero(lengths.any(axis=1))
+        blocks = self._encode(chosen, offset, (ends - offset)[chosen], origins[chosen], starts[chosen])
+        short_lengths, short_prefixes = lengths.astype(np.uint16), prefixes.astype(np.uint16)
+        return [
+            (
+                lane,
+                Chunk(
+                    rows=int(ends[lane]) - offset,
+                    starts=int(starts[lane]),
+                    lengths=short_lengths[lane, : starts[lane]],
+                    prefixes=short_prefixes[lane, : starts[lane]],
+                    priorities=priorities[lane, : starts[lane]],
+                    blocks=own,
+                ),
             )
-            chunk = Chunk(
-                rows=end - offset,
-                starts=num_starts,
-                lengths=lengths[lane, :num_starts].astype(np.uint16),
-                prefixes=prefixes[lane, :num_starts].astype(np.uint16),
-                priorities=priorities[lane, :num_starts].copy(),
-                blocks=blocks,
-            )
-            chunks.append((int(lane), chunk))
-        return chunks
+            for lane, own in zip(chosen.tolist(), blocks, strict=True)
+        ]
+
+    def _encode(
+        self,
+        lanes: npt.NDArray[np.intp],
+        offset: int,
+        rows: npt.NDArray[np.int64],
+        origins: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+    ) -> Iterable[tuple[bytes, ...]]:
+        """All blocks of each chosen lane's chunk, lane by lane.
+
+        Args:
+            lanes: [C] chosen ones.
+            offset: buffer row at which the chunks begin.
+            rows: [C] of each chunk.
+            origins: [C, S] buffer row from which each start row takes its item columns.
+            starts: [C] start rows of each chunk.
+        """
+        if not lanes.size:
+            return []
+        every = lanes.size == self._num_lanes  # then a view will do
+        most = offset + int(rows.max())
+        columns = []
+        for column in self._signature.columns:
+            if column.scope is Scope.STEP:
+                values = self._step_rows[column.name]
+                window = values[:, offset:most] if every else values[lanes, offset:most]
+                columns.append(encode_blocks(column, window, rows.tolist()))
+            else:
+                picked = self._item_rows[column.name][lanes[:, None], origins]
+                columns.append(encode_blocks(column, picked, starts.tolist()))
+        return zip(*columns, strict=True)
 
     def _initial_priorities(self, lanes: Array, starts: Array, lengths: npt.NDArray[np.int64]) -> Array:
         """Raw priorities of the items that start at buffer rows ``starts`` of ``lanes``."""

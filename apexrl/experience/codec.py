@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import lz4.block  # type: ignore[import-untyped]
 import numpy as np
@@ -26,6 +27,18 @@ def encode_block(column: ColumnSpec, values: Array) -> bytes:
     if column.codec is Codec.LZ4:
         return bytes(lz4.block.compress(values.data, store_size=False))
     return values.tobytes()
+
+
+def encode_blocks(column: ColumnSpec, values: Array, counts: Sequence[int]) -> list[bytes]:
+    """Encode the first ``counts[l]`` of the values [L, N, *column.shape] of each lane: :func:`encode_block` of each.
+
+    Raw columns are copied once for all lanes.
+    """
+    if column.codec is not Codec.RAW:
+        return [encode_block(column, lane[:count]) for lane, count in zip(values, counts, strict=True)]
+    data = np.ascontiguousarray(values, dtype=wire_dtype(column)).tobytes()
+    stride, size = values.shape[1] * column.value_bytes, column.value_bytes
+    return [data[lane * stride : lane * stride + count * size] for lane, count in enumerate(counts)]
 
 
 def decode_bytes(column: ColumnSpec, num_values: int, block: bytes) -> bytes:
