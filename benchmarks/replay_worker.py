@@ -16,6 +16,7 @@ from apex_learner.sampling import Sampling
 from apexrl.algorithms import CONFIGS, make_algorithm
 from apexrl.config import ExperimentConfig, load_experiment, shared_json
 from apexrl.envs import env_spec
+from apexrl.experience.batch import CPU
 from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.runtime.torch_cpu import configure_torch
@@ -86,6 +87,7 @@ class Sampler:
             discard_other_run=False,
             importance_sampling_exponent=lambda: config.replay.importance_sampling_exponent,
             requests_made=0,
+            device=CPU,
             on_totals=lambda shard, totals, boot: None,
             on_latency=lambda shard, seconds: None,
         )

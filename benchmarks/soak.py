@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ def slope(samples: Samples) -> float:
     return float(np.polyfit(minutes, megabytes, 1)[0])
 
 
-def summary(samples: Mapping[str, Samples], settle_seconds: float) -> dict[str, dict[str, float]]:
+def summary(samples: Mapping[str, Samples], settle_seconds: float) -> dict[str, dict[str, Any]]:
     """Per process: slope and memory of the part behind ``settle_seconds``."""
     made = {}
     for name, all_of_it in samples.items():
@@ -100,6 +101,7 @@ def summary(samples: Mapping[str, Samples], settle_seconds: float) -> dict[str, 
             "first_mb": round(float(np.median(megabytes[:12])), 1),
             "last_mb": round(float(np.median(megabytes[-12:])), 1),
             "max_mb": round(max(megabytes), 1),
+            "mb_by_minute": [round(float(one), 1) for one in medians(all_of_it)[:, 1]],
         }
     return made
 

@@ -244,6 +244,9 @@ class LearnerConfig:
     mirror_bytes: int = 0
     """Memory of the mirror, which keeps chunks decoded so that each comes over the wire once; 0 = as much as the whole
     replay needs (`apex inspect memory` says it). With less, chunks come again when they are drawn again."""
+    mirror_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Memory that holds the mirror, and where batches are put together; auto = where the update runs. cpu keeps GPU
+    memory free and copies every batch over."""
     publish_period_seconds: float = 2.0
     """Least time between two publications of parameters."""
     publish_dtype: Literal["float32", "float16"] = "float32"

@@ -160,19 +160,17 @@ class SerialSystem:
         drawn = wire.draw_from_proto(self._spec.config.signature, self._mirror_slots, over_the_wire(response).draw)
         self.trace.add(drawn.keys, drawn.probabilities)
         for batch in self._assembler.apply(0, drawn, self._boot):
-            priorities = self.trainer.update(batch)
-            if priorities is None:
-                self._assembler.ring.release(batch)
-                continue
-            self.trace.add(priorities)
-            update = replay_pb2.UpdatePrioritiesRequest(
-                learner=self._identity.to_proto(),
-                table=self._spec.config.name,
-                keys=wire.to_bytes(batch.keys, "uint64"),
-                priorities=wire.to_bytes(priorities, "float32"),
-            )
-            self._endpoint.update_priorities(over_the_wire(update))
-            self._assembler.ring.release(batch)
+            for learned, priorities in self.trainer.update(batch):
+                if priorities is not None:
+                    self.trace.add(priorities)
+                    update = replay_pb2.UpdatePrioritiesRequest(
+                        learner=self._identity.to_proto(),
+                        table=self._spec.config.name,
+                        keys=wire.to_bytes(learned.keys, "uint64"),
+                        priorities=wire.to_bytes(priorities, "float32"),
+                    )
+                    self._endpoint.update_priorities(over_the_wire(update))
+                self._assembler.ring.release(learned)
 
     def _set_insert_limit(self) -> None:
         (limit,) = self._limiter.insert_limits()

@@ -17,11 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from apex_learner.batches import PrefetchDepth
-from apexrl.experience.batch import BatchBuffer, BatchRing
+from apexrl.config import ConfigError
+from apexrl.experience.batch import CPU, BatchBuffer, BatchRing
+from apexrl.experience.device_mirror import CopyStream, DeviceMirror
 from apexrl.experience.importance import importance_weights
-from apexrl.experience.mirror import HostMirror
+from apexrl.experience.mirror import HostMirror, Mirror
 from apexrl.replay.draws import shares_generator
 from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.transport.sample_client import OpenedTable
@@ -101,7 +104,7 @@ class _Part:
 class _Shard:
     """What the learner knows of a shard."""
 
-    mirror: HostMirror | None = None
+    mirror: Mirror | None = None
     totals: TableTotals = NO_TOTALS
     is_open: bool = False
     outstanding: deque[_Part] = field(default_factory=deque)
@@ -129,6 +132,7 @@ class BatchAssembler:
         importance_sampling_exponent: gives beta.
         run_seed: of the division among shards.
         requests_made: by the run so far.
+        device: where mirrors and batches lie.
         clock: seconds, monotonic.
     """
 
@@ -143,6 +147,7 @@ class BatchAssembler:
         importance_sampling_exponent: Callable[[], float],
         run_seed: int,
         requests_made: int = 0,
+        device: torch.device = CPU,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._table = table
@@ -156,7 +161,8 @@ class BatchAssembler:
         self._request_number = requests_made
         self._batches_in_flight = 0
         self._orphans: list[_Piece] = []
-        self.ring = BatchRing(table.signature, batch_size, depth.largest + 2)
+        self._stream = None if device == CPU else CopyStream(device)
+        self.ring = BatchRing(table.signature, batch_size, depth.largest + 2, device)
         self.counts = DrawCounts()
 
     # --- state ---
@@ -186,9 +192,21 @@ class BatchAssembler:
         self.lost(shard)
         own = self._shards[shard]
         if own.mirror is None or own.mirror.num_slots != opened.mirror_slots:
-            own.mirror = HostMirror(self._table.signature, opened.mirror_slots)
+            own.mirror = self._make_mirror(opened.mirror_slots)
         own.is_open = True
         self.observe(shard, opened.totals, boot)
+
+    def _make_mirror(self, num_slots: int) -> Mirror:
+        if self._stream is None:
+            return HostMirror(self._table.signature, num_slots)
+        try:
+            return DeviceMirror(self._table.signature, num_slots, self._stream)
+        except torch.OutOfMemoryError as error:
+            needed = num_slots * self._table.signature.page_bytes
+            raise ConfigError(
+                f"learner.mirror_bytes: a mirror of {needed} bytes does not fit into the memory of "
+                f"{self._stream.device}; set it lower, or learner.mirror_device to 'cpu'"
+            ) from error
 
     def lost(self, shard: int) -> None:
         """A stream has ended: its unanswered parts will be asked for again, and it gets no more."""
@@ -324,7 +342,7 @@ class BatchAssembler:
         self._limiter.settle(part.num_items)
         return [] if part.void else self._fill(shard, part, drawn)
 
-    def _mirror(self, mirror: HostMirror, drawn: DrawResult) -> None:
+    def _mirror(self, mirror: Mirror, drawn: DrawResult) -> None:
         """Take in a reply's chunks."""
         started = time.perf_counter()
         for slot, chunk in zip(drawn.new_slots, drawn.new_chunks, strict=True):
@@ -354,6 +372,8 @@ class BatchAssembler:
             if assembly.missing == 0:
                 num_items = max(1, self.num_items)
                 buffer.weights[:] = importance_weights(assembly.probabilities, num_items, self._exponent())
+                if self._stream is not None:
+                    buffer.ready = self._stream.mark()
                 self._batches_in_flight -= 1
                 complete.append(buffer)
         return complete

@@ -58,6 +58,17 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
+def pick_mirror_device(name: str, device: torch.device) -> torch.device:
+    """The device that ``learner.mirror_device`` names, for updates on ``device``.
+
+    Raises:
+        ConfigError: it is neither the host nor where the updates run.
+    """
+    if name == "cuda" and device.type != "cuda":
+        raise ConfigError("learner.mirror_device is 'cuda', but updates run on the CPU; use 'cpu' or 'auto'")
+    return device if name != "cpu" else torch.device("cpu")
+
+
 def make_state(config: ExperimentConfig[Any], algorithm: Algorithm, device: torch.device) -> LearnerState:
     """A fresh learner state on ``device``, a function of the run's seed alone."""
     torch.manual_seed(integer_seed(config.seed, "networks"))
@@ -92,6 +103,7 @@ class LearnerProcess:
         self._algorithm = make_algorithm(config, self._spec)
         (self._table,) = self._algorithm.tables()
         device = pick_device(config.learner.device)
+        mirror_device = pick_mirror_device(config.learner.mirror_device, device)
         self._store = CheckpointStore(run.checkpoints, config.learner.keep_checkpoints)
         try:
             self._instance = os.urandom(16)
@@ -113,6 +125,7 @@ class LearnerProcess:
             discard_other_run=discard_other_run,
             importance_sampling_exponent=self._trainer.importance_sampling_exponent,
             requests_made=self._trainer.counters.draw_requests,
+            device=mirror_device,
             on_totals=self._take_totals,
             on_latency=lambda shard, seconds: metrics.sample_latency_seconds.labels(str(shard)).observe(seconds),
         )
@@ -155,6 +168,7 @@ class LearnerProcess:
                 else:
                     self._turn()
                 self._housekeeping()
+            self._settle()
             self._save()
             self._writer.wait()
         except NonfiniteLossError:
@@ -191,10 +205,17 @@ class LearnerProcess:
             self._finish()
 
     def _learn(self, batch: BatchBuffer) -> None:
-        self._sampling.learned(batch, self._trainer.update(batch))
+        for learned in self._trainer.update(batch):
+            self._sampling.learned(*learned)
+
+    def _settle(self) -> None:
+        """Wait for the device: what is saved or said to be the end is known to be whole."""
+        for learned in self._trainer.settle():
+            self._sampling.learned(*learned)
 
     def _finish(self) -> None:
         self._finished = True
+        self._settle()
         log.info("the run is over", step=self._trainer.state.step, frames=self._trainer.counters.global_frames)
         self._publish()
         self._save()

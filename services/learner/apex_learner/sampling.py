@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from apex_learner.assembler import BatchAssembler, DrawCounts
 from apex_learner.batches import PrefetchDepth, mirror_slots
@@ -48,6 +49,7 @@ class Sampling:
         discard_other_run: tell shards to drop another run's experience.
         importance_sampling_exponent: gives beta; called on the prefetcher's thread, as the two callbacks are.
         requests_made: draw requests of the run so far.
+        device: where mirrors and batches lie.
         on_totals: called with a shard, its report and its boot.
         on_latency: called with a shard and the seconds from a request to its reply.
 
@@ -65,6 +67,7 @@ class Sampling:
         discard_other_run: bool,
         importance_sampling_exponent: Callable[[], float],
         requests_made: int,
+        device: torch.device,
         on_totals: Callable[[int, TableTotals, bytes], None],
         on_latency: Callable[[int, float], None],
     ) -> None:
@@ -82,6 +85,7 @@ class Sampling:
             importance_sampling_exponent=importance_sampling_exponent,
             run_seed=config.seed,
             requests_made=requests_made,
+            device=device,
         )
         something_came = threading.Event()
         self._clients = [

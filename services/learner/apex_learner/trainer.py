@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from apex_learner.readback import Learned, Readback
 from apexrl.algorithms.base import Algorithm, LearnerState, UpdateOutput
 from apexrl.config import ExperimentConfig
 from apexrl.experience.batch import BatchBuffer
@@ -90,6 +90,7 @@ class Trainer:
         self.epoch = epoch
         self.counters = counters
         self.last_output: UpdateOutput | None = None
+        self._readbacks: deque[Readback] = deque()
         self._nonfinite_in_a_row = 0
         self._kept: set[str] = set()
         self._started = time.monotonic()
@@ -99,23 +100,34 @@ class Trainer:
     def version(self) -> ParameterVersion:
         return ParameterVersion(self.epoch, self.state.step)
 
-    def update(self, batch: BatchBuffer) -> npt.NDArray[np.float32] | None:
-        """One update; returns the new priorities [B] of the batch's items, None if the update was skipped.
+    def update(self, batch: BatchBuffer) -> list[Learned]:
+        """One update; returns the batches that are done with, and their new priorities.
+
+        On a CPU that is this batch. On another device the host does not wait for the update: it is the one before,
+        and :meth:`settle` gives the last.
 
         Raises:
             NonfiniteLossError: the tenth skipped update in a row.
         """
-        windows = batch.as_window_batch()
-        if self.device.type != "cpu":
-            windows = windows.to(self.device)
+        windows = batch.as_window_batch().to(self.device)
         output = self._algorithm.update(self.state, windows)
         self.last_output = output
-        priorities = output.priorities.to("cpu", torch.float32).numpy()
-        self._watch_nonfinite(output)
-        return priorities if self.trustworthy else None
+        self._readbacks.append(Readback(batch, output))
+        late = 0 if self.device.type == "cpu" else 1
+        return [self._take_back() for _ in range(len(self._readbacks) - late)]
 
-    def _watch_nonfinite(self, output: UpdateOutput) -> None:
-        if float(output.metrics["nonfinite"]) == 0.0:
+    def settle(self) -> list[Learned]:
+        """Wait for all updates; returns what :meth:`update` has not."""
+        return [self._take_back() for _ in range(len(self._readbacks))]
+
+    def _take_back(self) -> Learned:
+        readback = self._readbacks.popleft()
+        priorities, nonfinite = readback.result()
+        self._watch_nonfinite(nonfinite)
+        return Learned(readback.batch, priorities if self.trustworthy else None)
+
+    def _watch_nonfinite(self, nonfinite: bool) -> None:
+        if not nonfinite:
             self._nonfinite_in_a_row = 0
             return
         self._nonfinite_in_a_row += 1

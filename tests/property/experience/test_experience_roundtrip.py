@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apexrl.experience.batch import BatchBuffer, WindowBatch
+from apexrl.experience.batch import CPU, BatchBuffer, WindowBatch
 from apexrl.experience.chunk_builder import ChunkBuilder
+from apexrl.experience.device_mirror import CopyStream, DeviceMirror
 from apexrl.experience.mirror import HostMirror
 from apexrl.experience.rows import EpisodeRows
 from apexrl.experience.stacking import FrameStacker
@@ -241,7 +242,9 @@ def batches(played: Played) -> Iterator[tuple[WindowBatch, np.ndarray]]:
     signature = played.case.signature
     rng = np.random.default_rng(played.case.seed + 1)
     slots = rng.permutation(len(played.chunks))
-    mirror = HostMirror(signature, max(1, len(slots)))
+    num_slots = max(1, len(slots))
+    mirrors = (HostMirror(signature, num_slots), DeviceMirror(signature, num_slots, CopyStream(CPU)))
+    mirror = mirrors[played.case.seed % 2]
     for order in (reversed(slots), slots):
         for slot, chunk in zip(order, played.chunks, strict=True):
             mirror.put(int(slot), chunk.rows, chunk.starts, chunk.blocks)

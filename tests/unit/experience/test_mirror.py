@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from apexrl.experience.batch import BatchBuffer, BatchRing
+from apexrl.experience.batch import CPU, BatchBuffer, BatchRing
 from apexrl.experience.codec import encode_block
-from apexrl.experience.mirror import HostMirror
+from apexrl.experience.device_mirror import CopyStream, DeviceMirror
+from apexrl.experience.mirror import HostMirror, Mirror
 from apexrl.types import Array, Codec, ColumnSpec, Geometry, Scope, Signature, SignatureError
 
 SIGNATURE = Signature(
@@ -26,6 +28,17 @@ SIGNATURE = Signature(
 )
 
 
+MakeMirror = Callable[[int], Mirror]
+
+
+@pytest.fixture(params=["host", "device"])
+def make_mirror(request: pytest.FixtureRequest) -> MakeMirror:
+    """Both mirrors, that of a device in host memory."""
+    if request.param == "host":
+        return lambda num_slots: HostMirror(SIGNATURE, num_slots)
+    return lambda num_slots: DeviceMirror(SIGNATURE, num_slots, CopyStream(CPU))
+
+
 def chunk(page: int, rows: int = 10, starts: int = 5) -> tuple[int, int, tuple[bytes, ...]]:
     """Row r of page p holds the number 1000 p + r in every column (modulo its type)."""
     blocks = []
@@ -38,7 +51,7 @@ def chunk(page: int, rows: int = 10, starts: int = 5) -> tuple[int, int, tuple[b
 
 
 def gather(
-    mirror: HostMirror,
+    mirror: Mirror,
     slots: list[int],
     start_rows: list[int],
     buffer: BatchBuffer,
@@ -52,8 +65,8 @@ def gather(
     )
 
 
-def test_windows_are_gathered_from_all_columns() -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 4), BatchBuffer(SIGNATURE, 6)
+def test_windows_are_gathered_from_all_columns(make_mirror: MakeMirror) -> None:
+    mirror, buffer = make_mirror(4), BatchBuffer(SIGNATURE, 6)
     for slot in range(4):
         mirror.put(slot, *chunk(slot + 1))
     slots = np.array([3, 0, 2, 2], dtype=np.uint32)
@@ -78,16 +91,16 @@ def test_windows_are_gathered_from_all_columns() -> None:
     assert batch.lengths.dtype == batch.prefixes.dtype == torch.int64
 
 
-def test_what_was_gathered_survives_the_next_page_in_the_slot() -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 1), BatchBuffer(SIGNATURE, 1)
+def test_what_was_gathered_survives_the_next_page_in_the_slot(make_mirror: MakeMirror) -> None:
+    mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
     mirror.put(0, *chunk(1))
     gather(mirror, [0], [4], buffer)
     mirror.put(0, *chunk(2))
     assert buffer.as_window_batch().columns["row_id"][0].tolist() == [1002, 1003, 1004, 1005, 1006, 1007]
 
 
-def test_rows_that_a_short_page_lacks_are_zeros_and_not_those_of_the_page_before() -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 1), BatchBuffer(SIGNATURE, 2)
+def test_rows_that_a_short_page_lacks_are_zeros_and_not_those_of_the_page_before(make_mirror: MakeMirror) -> None:
+    mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 2)
     mirror.put(0, *chunk(1))
     mirror.put(0, *chunk(2, rows=5, starts=2))
     gather(mirror, [0, 0], [2, 3], buffer, lengths=[2, 1])
@@ -103,16 +116,18 @@ def test_rows_that_a_short_page_lacks_are_zeros_and_not_those_of_the_page_before
 @pytest.mark.parametrize(
     ("slot", "start_row"), [(1, 1), (1, 7), (1, 4000), (2, 2), (3, 2), (-1, 2), (2**31, 2), (1, -1)]
 )
-def test_items_outside_their_page_are_refused_before_anything_is_read(slot: int, start_row: int) -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 3), BatchBuffer(SIGNATURE, 2)
+def test_items_outside_their_page_are_refused_before_anything_is_read(
+    make_mirror: MakeMirror, slot: int, start_row: int
+) -> None:
+    mirror, buffer = make_mirror(3), BatchBuffer(SIGNATURE, 2)
     mirror.put(1, *chunk(1))
     with pytest.raises(ValueError, match=f"item 1: slot {slot} of 3 has no start row {start_row} "):
         gather(mirror, [1, slot], [2, start_row], buffer)
     assert not buffer.as_window_batch().columns["row_id"].any()
 
 
-def test_a_batch_that_is_too_small_is_refused() -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 1), BatchBuffer(SIGNATURE, 2)
+def test_a_batch_that_is_too_small_is_refused(make_mirror: MakeMirror) -> None:
+    mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 2)
     mirror.put(0, *chunk(1))
     with pytest.raises(ValueError, match="offset is 1, must be in"):
         gather(mirror, [0, 0], [2, 2], buffer, offset=1)
@@ -123,15 +138,15 @@ def test_a_batch_that_is_too_small_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("length", "prefix"), [(0, 0), (4, 0), (-1, 0), (1, 3), (1, -1)])
-def test_windows_longer_than_the_geometry_are_refused(length: int, prefix: int) -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 1), BatchBuffer(SIGNATURE, 1)
+def test_windows_longer_than_the_geometry_are_refused(make_mirror: MakeMirror, length: int, prefix: int) -> None:
+    mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
     mirror.put(0, *chunk(1))
     with pytest.raises(ValueError, match=f"item 0: length is {length} and prefix {prefix}, must be in"):
         mirror.gather(np.array([0]), np.array([4]), np.array([length]), np.array([prefix]), buffer)
 
 
-def test_a_chunk_that_does_not_decode_leaves_its_slot_alone() -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 1), BatchBuffer(SIGNATURE, 1)
+def test_a_chunk_that_does_not_decode_leaves_its_slot_alone(make_mirror: MakeMirror) -> None:
+    mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
     mirror.put(0, *chunk(1))
     rows, starts, blocks = chunk(2)
     with pytest.raises(SignatureError, match="column 'observation'"):
@@ -142,8 +157,8 @@ def test_a_chunk_that_does_not_decode_leaves_its_slot_alone() -> None:
     assert buffer.as_window_batch().columns["row_id"][0].tolist() == [1000, 1001, 1002, 1003, 1004, 1005]
 
 
-def test_memory_is_what_the_signature_says() -> None:
-    assert HostMirror(SIGNATURE, 7).num_bytes == 7 * SIGNATURE.page_bytes
+def test_memory_is_what_the_signature_says(make_mirror: MakeMirror) -> None:
+    assert make_mirror(7).num_bytes == 7 * SIGNATURE.page_bytes
     row = 8 + 1 + 2 + 6 + 12
     assert BatchBuffer(SIGNATURE, 5).num_bytes == 5 * (SIGNATURE.geometry.window * row + 16)
 
@@ -154,8 +169,8 @@ def test_a_type_without_counterpart_in_torch_is_refused() -> None:
         BatchBuffer(signature, 1)
 
 
-def test_a_batch_moves_to_a_device_whole() -> None:
-    mirror, buffer = HostMirror(SIGNATURE, 1), BatchBuffer(SIGNATURE, 1)
+def test_a_batch_moves_to_a_device_whole(make_mirror: MakeMirror) -> None:
+    mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
     mirror.put(0, *chunk(1))
     gather(mirror, [0], [2], buffer)
     batch = buffer.as_window_batch()
@@ -214,8 +229,10 @@ def test_no_buffer_is_ever_with_two_threads() -> None:
     assert ring.num_acquired == 0
 
 
-def test_batches_kept_ready_hold_their_own_rows_though_every_slot_is_rewritten_between_replies() -> None:
-    mirror, ring = HostMirror(SIGNATURE, 4), BatchRing(SIGNATURE, 16, num_buffers=8)
+def test_batches_kept_ready_hold_their_own_rows_though_every_slot_is_rewritten_between_replies(
+    make_mirror: MakeMirror,
+) -> None:
+    mirror, ring = make_mirror(4), BatchRing(SIGNATURE, 16, num_buffers=8)
     rng = np.random.default_rng(0)
     ready: list[tuple[BatchBuffer, np.ndarray]] = []
     checked = 0
