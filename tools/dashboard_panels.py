@@ -92,9 +92,10 @@ OVERVIEW = Dashboard(
                 ),
                 lines(
                     "Learners",
-                    "More than one for longer than a restart takes: look at the runbook.",
+                    "More than one for longer than a restart takes: look at the runbook. Once the run is over they rest.",
                     "short",
                     ("sum(apex_learner_active{})", "active"),
+                    ("max(apex_learner_finished{})", "1: the run is over"),
                 ),
                 lines(
                     "Age of the newest checkpoint",

@@ -115,6 +115,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("apex_learner_params_not_modified_total", _C, "Fetches answered with not modified."),
     Metric("apex_learner_params_waiting_transfers", _G, "Callers that wait for their turn to be sent parameters."),
     Metric("apex_learner_active", _G, "1 while this process is the learner that shards obey."),
+    Metric("apex_learner_finished", _G, "1 once the run is over: nothing more is played or learned."),
     Metric("apex_learner_epoch", _G, "Epoch of this learner."),
     Metric("apex_learner_global_frames", _G, "Environment frames of the whole run."),
     Metric("apex_learner_samples_per_insert", _G, "Items drawn per item inserted, of the whole run."),

@@ -197,6 +197,7 @@ class LearnerMetrics(ServiceMetrics):
         self.params_not_modified = self._counter("apex_learner_params_not_modified_total")
         self.params_waiting_transfers = self._gauge("apex_learner_params_waiting_transfers")
         self.active = self._gauge("apex_learner_active")
+        self.finished = self._gauge("apex_learner_finished")
         self.epoch = self._gauge("apex_learner_epoch")
         self.global_frames = self._gauge("apex_learner_global_frames")
         self.samples_per_insert = self._gauge("apex_learner_samples_per_insert")

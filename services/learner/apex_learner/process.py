@@ -298,6 +298,7 @@ class LearnerProcess:
         metrics.follow(metrics.phase_seconds, self._rates.total_wait_seconds, "batch_wait")
         metrics.follow(metrics.phase_seconds, self._rates.total_update_seconds, "update")
         metrics.prefetch_batches.set(self._sampling.num_ready)
+        metrics.finished.set(self._finished)
         metrics.global_frames.set(trainer.counters.global_frames)
         metrics.samples_per_insert.set(self._sampling.samples_per_insert)
         metrics.replay_shards_live.set(self._sampling.num_shards_live)
