@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 
 from apexrl.config import ConfigError, SecurityConfig
+from apexrl.transport.handlers import Behaviour, Context, Continuation, around
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Metadata = tuple[tuple[str, str], ...]
 
 TOKEN_HEADER = "authorization"
@@ -170,25 +170,20 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
     def __init__(self, security: Security) -> None:
         self._security = security
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or method.startswith(_HEALTH):
             return handler
-        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-        kind = next(kind for kind in kinds if getattr(handler, kind) is not None)
-        behaviour = getattr(handler, kind)
 
-        async def guarded(request: Any, context: Context) -> Any:
-            await self._security.check(method, context)
-            return await behaviour(request, context)
+        def guarded(behaviour: Behaviour) -> Behaviour:
+            async def call(request: Any, context: Context) -> Any:
+                await self._security.check(method, context)
+                return await behaviour(request, context)
 
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+            return call
+
+        return around(handler, guarded)
 
 
 def _own_pair(config: SecurityConfig) -> tuple[bytes, bytes]:

@@ -308,6 +308,7 @@ class LearnerProcess:
         metrics.follow(metrics.mirror_bytes, counts.chunk_bytes)
         metrics.follow(metrics.mirror_decode_seconds, counts.decode_seconds)
         metrics.follow(metrics.redraws, counts.redraws)
+        metrics.calls = self._publisher.calls
         fleet = self._publisher.fleet
         metrics.follow(metrics.params_served_bytes, fleet.get("served_bytes", 0.0))
         metrics.follow(metrics.params_not_modified, fleet.get("not_modified", 0.0))
