@@ -83,13 +83,20 @@ class Turns:
         """``stream`` holds nothing back any more, or has ended: the next one may go on."""
         if stream in self._waiting:
             del self._waiting[stream]
-            self.wake()
+            if self._waiting:
+                next(iter(self._waiting)).note_room()
 
     def wake(self) -> None:
-        """The insert limit has changed: tell who is next. It tells the one behind it when it is done."""
-        first = next(iter(self._waiting), None)
-        if first is not None:
-            first.note_room()
+        """The insert limit has changed: tell those for whom there is room now, and not all that wait.
+
+        One that comes before its turn waits on; whoever is done tells the one behind it in any case.
+        """
+        ahead = 0
+        for stream in self._waiting:
+            if not stream.table.may_insert(ahead):
+                return
+            stream.note_room()
+            ahead += stream.num_pending_items
 
 
 class InsertStream(Stream):
@@ -120,6 +127,11 @@ class InsertStream(Stream):
     def has_pending(self) -> bool:
         """Whether chunks of the last message wait for the insert limit. No message may come before they are in."""
         return bool(self._pending)
+
+    @property
+    def num_pending_items(self) -> int:
+        """Items of the chunks that wait."""
+        return sum(chunk.num_items for _, chunk in self._pending)
 
     def opened(self) -> pb.InsertResponse:
         """The answer to the open request."""
