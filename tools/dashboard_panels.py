@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboard_parts import Dashboard, R, lines, mean, phases, quantiles, stat
+from dashboard_parts import Dashboard, R, calls, lines, mean, phases, quantiles, stat
 from dashboard_services import FLEET, REPLAY
 
 #: Metrics of the declaration that no panel shows, and why.
@@ -95,6 +95,7 @@ OVERVIEW = Dashboard(
                     "More than one for longer than a restart takes: look at the runbook.",
                     "short",
                     ("sum(apex_learner_active{})", "active"),
+                    ("max(apex_learner_finished{})", "1: the run is over"),
                 ),
                 lines(
                     "Age of the newest checkpoint",
@@ -219,6 +220,7 @@ LEARNER = Dashboard(
                 ),
             ),
         ),
+        ("Calls to the learner and to relays", calls("Coordinator|Parameters")),
     ),
 )
 

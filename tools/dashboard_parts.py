@@ -68,6 +68,47 @@ def quantiles(metric: str, *by: str) -> tuple[tuple[str, str], ...]:
     )
 
 
+def calls(service: str) -> tuple[Panel, ...]:
+    """Rate, errors, duration and number under way of the calls of a gRPC service, given as a regular expression."""
+    methods = f'method=~"apex.v1.({service})/.*"'
+    return (
+        lines(
+            "Calls",
+            "That ended, by method.",
+            "short",
+            (f"sum by (method) (rate(apex_grpc_server_handled_total{{+{methods}}}{R}))", "{{method}}/s"),
+        ),
+        lines(
+            "Calls that failed",
+            "By gRPC status. CANCELLED: the caller went away. FAILED_PRECONDITION: a handshake was refused.",
+            "short",
+            (
+                f'sum by (method, code) (rate(apex_grpc_server_handled_total{{+code!="OK",{methods}}}{R}))',
+                "{{method}} {{code}}/s",
+            ),
+        ),
+        lines(
+            "Time of a call",
+            "By method, without streams that stay open.",
+            "s",
+            *(
+                (
+                    f"histogram_quantile({q}, sum by (le, method) "
+                    f"(rate(apex_grpc_server_handling_seconds_bucket{{+{methods}}}{R})))",
+                    f"{{{{method}}}} {name}",
+                )
+                for q, name in ((0.5, "median"), (0.99, "p99"))
+            ),
+        ),
+        lines(
+            "Calls under way",
+            "Of streams: the open ones.",
+            "short",
+            (f"sum by (method) (apex_grpc_server_in_flight{{+{methods}}})", "{{method}}"),
+        ),
+    )
+
+
 def spread(metric: str) -> tuple[tuple[str, str], ...]:
     """Median, 90th percentile and maximum of a gauge over pods."""
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboard_parts import Dashboard, R, lines, mean, quantiles, spread
+from dashboard_parts import Dashboard, R, calls, lines, mean, quantiles, spread
 
 FLEET = Dashboard(
     "fleet",
@@ -232,5 +232,6 @@ REPLAY = Dashboard(
                 ),
             ),
         ),
+        ("Calls", calls("Replay")),
     ),
 )

@@ -35,7 +35,7 @@ class _Shard:
 class SamplesPerInsertLimiter:
     """Arithmetic of one table over ``num_shards`` shards. ``slack_items`` counts draws.
 
-    Use :meth:`for_run` where batch, prefetch and lanes are known: it refuses a slack that would deadlock.
+    Use :meth:`for_run` where batch, prefetch and chunks are known: it refuses a slack that would deadlock.
     """
 
     def __init__(self, samples_per_insert: float, min_items: int, slack_items: int = 0, num_shards: int = 1) -> None:
@@ -59,14 +59,18 @@ class SamplesPerInsertLimiter:
 
     @staticmethod
     def least_slack(
-        *, samples_per_insert: float, batch_size: int, prefetch_batches: int, chunk_starts: int, num_lanes: int
+        *, samples_per_insert: float, batch_size: int, prefetch_batches: int, chunk_starts: int, num_shards: int = 1
     ) -> int:
         """Smallest slack that cannot deadlock: twice what either side moves at once.
 
-        The learner requests up to ``prefetch_batches`` + 1 batches before it consumes one, and every lane of the
-        fleet may hold a whole chunk when the limit is reached.
+        The learner requests up to ``prefetch_batches`` + 1 batches before it consumes one; a shard takes a whole chunk
+        where there is room for one item.
+
+        How many actors there are, and what their lanes hold, has no part in it: only what is stored counts. Where n
+        draws are refused, spi * paid < drawn + n - slack with paid = inserted - unpaid. The inserts that are allowed
+        beyond those are (drawn + slack) / spi - paid > (2 slack - n) / spi, and that is above 0 while slack > n / 2.
         """
-        chunks = samples_per_insert * chunk_starts * num_lanes
+        chunks = samples_per_insert * chunk_starts * num_shards
         return 2 * math.ceil(max(batch_size * (prefetch_batches + 1), chunks))
 
     @classmethod
@@ -79,25 +83,24 @@ class SamplesPerInsertLimiter:
         batch_size: int,
         prefetch_batches: int,
         chunk_starts: int,
-        num_lanes: int,
         num_shards: int = 1,
     ) -> SamplesPerInsertLimiter:
         """A limiter whose slack is enough; ``slack_items`` 0 takes the least that is.
 
-        Raises ConfigError if ``slack_items`` is too small for the batch, the prefetch depth and the lanes.
+        Raises ConfigError if ``slack_items`` is too small for the batch, the prefetch depth and the chunks.
         """
         least = cls.least_slack(
             samples_per_insert=samples_per_insert,
             batch_size=batch_size,
             prefetch_batches=prefetch_batches,
             chunk_starts=chunk_starts,
-            num_lanes=num_lanes,
+            num_shards=num_shards,
         )
         if samples_per_insert > 0.0 and 0 < slack_items < least:
             raise ConfigError(
                 f"replay.slack_items is {slack_items}, must be 0 (automatic) or at least {least} for batches of "
-                f"{batch_size}, {prefetch_batches} of them prefetched, and {num_lanes} lanes with chunks of "
-                f"{chunk_starts} items; less would deadlock"
+                f"{batch_size}, {prefetch_batches} of them prefetched, and chunks of {chunk_starts} items on "
+                f"{num_shards} shards; less could deadlock"
             )
         return cls(samples_per_insert, min_items, slack_items or least, num_shards)
 

@@ -136,9 +136,12 @@ class Table:
     def totals(self) -> TableTotals:
         return TableTotals(self._selector.mass, self.num_items, self.inserted, self.drawn)
 
-    def may_insert(self) -> bool:
-        """Whether the insert limit leaves room for a chunk. The caller holds inserts back; :meth:`insert` does not."""
-        return self.insert_limit is None or self.inserted < self.insert_limit
+    def may_insert(self, ahead: int = 0) -> bool:
+        """Whether the insert limit leaves room for a chunk, after ``ahead`` other items.
+
+        The caller holds inserts back; :meth:`insert` does not.
+        """
+        return self.insert_limit is None or self.inserted + ahead < self.insert_limit
 
     def insert(self, chunk: Chunk, *, checked: bool = False) -> Keys:
         """Store a chunk; returns the keys of its items, in the order of its start rows.

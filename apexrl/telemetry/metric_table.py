@@ -32,12 +32,23 @@ class Metric:
 
 _FETCH_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_CALL_SECONDS = (0.0005, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _LATENCY_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 _C, _G, _H, _S = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM, Kind.SUMMARY
 
 METRICS: tuple[Metric, ...] = (
     Metric("apex_build_info", _G, "1; version of the software and name of the service.", ("version", "service")),
+    # --- gRPC servers: replay shards, the learner, relays ---
+    Metric("apex_grpc_server_handled_total", _C, "Calls that ended, by gRPC status.", ("method", "code")),
+    Metric(
+        "apex_grpc_server_handling_seconds",
+        _H,
+        "Time of a call from its start; without those in which both sides stream, which last.",
+        ("method",),
+        _CALL_SECONDS,
+    ),
+    Metric("apex_grpc_server_in_flight", _G, "Calls under way; of streams: open ones.", ("method",)),
     # --- actor ---
     Metric("apex_actor_env_frames_total", _C, "Environment frames (steps times action repeat)."),
     Metric("apex_actor_env_steps_total", _C, "Environment steps, all lanes together."),
@@ -115,6 +126,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("apex_learner_params_not_modified_total", _C, "Fetches answered with not modified."),
     Metric("apex_learner_params_waiting_transfers", _G, "Callers that wait for their turn to be sent parameters."),
     Metric("apex_learner_active", _G, "1 while this process is the learner that shards obey."),
+    Metric("apex_learner_finished", _G, "1 once the run is over: nothing more is played or learned."),
     Metric("apex_learner_epoch", _G, "Epoch of this learner."),
     Metric("apex_learner_global_frames", _G, "Environment frames of the whole run."),
     Metric("apex_learner_samples_per_insert", _G, "Items drawn per item inserted, of the whole run."),

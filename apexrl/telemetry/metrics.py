@@ -7,7 +7,9 @@ a process may hold several.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,10 +20,16 @@ from prometheus_client import (
     Summary,
     disable_created_metrics,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
 
 from apexrl import __version__
+from apexrl.telemetry.calls import BOUNDS, CallCounts, Snapshot
 from apexrl.telemetry.metric_table import METRICS, Kind
 from apexrl.telemetry.probes import Probes
+
+FamilyT = TypeVar("FamilyT", bound=Family)
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _CLASSES: dict[Kind, Any] = {
@@ -81,6 +89,33 @@ class ServiceMetrics:
         child.inc(total - last if total >= last else total)
 
 
+def _family(make: Callable[..., FamilyT], name: str) -> FamilyT:
+    metric = _BY_NAME[name]
+    return make(metric.name, metric.help, labels=metric.labels)
+
+
+class CallCollector(Collector):
+    """Exports counts, read at every scrape."""
+
+    def __init__(self, read: Callable[[], Snapshot]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Family]:
+        """See prometheus_client."""
+        handled = _family(CounterMetricFamily, "apex_grpc_server_handled_total")
+        seconds = _family(HistogramMetricFamily, "apex_grpc_server_handling_seconds")
+        in_flight = _family(GaugeMetricFamily, "apex_grpc_server_in_flight")
+        bounds = [*map(str, BOUNDS), "+Inf"]
+        for method, counts in self._read().items():
+            in_flight.add_metric([method], counts["in_flight"])
+            for code, number in counts["handled"].items():
+                handled.add_metric([method, code], number)
+            if any(counts["buckets"]):
+                cumulative = list(zip(bounds, accumulate(counts["buckets"]), strict=True))
+                seconds.add_metric([method], cumulative, counts["seconds"])
+        yield from (handled, seconds, in_flight)
+
+
 class ActorMetrics(ServiceMetrics):
     """Metrics of an actor."""
 
@@ -117,6 +152,8 @@ class ReplayMetrics(ServiceMetrics):
 
     def __init__(self) -> None:
         super().__init__("replay")
+        self.calls = CallCounts()
+        self.registry.register(CallCollector(self.calls.snapshot))
         self.size_transitions = self._gauge("apex_replay_size_transitions")
         self.capacity_transitions = self._gauge("apex_replay_capacity_transitions")
         self.bytes = self._gauge("apex_replay_bytes")
@@ -173,6 +210,9 @@ class LearnerMetrics(ServiceMetrics):
 
     def __init__(self) -> None:
         super().__init__("learner")
+        self.calls: Snapshot = {}
+        """Of the serving child, as it said last."""
+        self.registry.register(CallCollector(lambda: self.calls))
         self.steps = self._counter("apex_learner_steps_total")
         self.transitions = self._counter("apex_learner_transitions_total")
         self.step_seconds = self._histogram("apex_learner_step_seconds")
@@ -197,6 +237,7 @@ class LearnerMetrics(ServiceMetrics):
         self.params_not_modified = self._counter("apex_learner_params_not_modified_total")
         self.params_waiting_transfers = self._gauge("apex_learner_params_waiting_transfers")
         self.active = self._gauge("apex_learner_active")
+        self.finished = self._gauge("apex_learner_finished")
         self.epoch = self._gauge("apex_learner_epoch")
         self.global_frames = self._gauge("apex_learner_global_frames")
         self.samples_per_insert = self._gauge("apex_learner_samples_per_insert")
@@ -216,6 +257,8 @@ class RelayMetrics(ServiceMetrics):
 
     def __init__(self) -> None:
         super().__init__("relay")
+        self.calls = CallCounts()
+        self.registry.register(CallCollector(self.calls.snapshot))
         self.params_epoch = self._gauge("apex_relay_params_epoch")
         self.params_version = self._gauge("apex_relay_params_version")
         self.params_publish = self._counter("apex_relay_params_publish_total")

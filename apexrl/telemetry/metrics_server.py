@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -21,14 +22,28 @@ class _QuietHandler(WSGIRequestHandler):
         """Say nothing: a probe comes every few seconds."""
 
 
+class _BothFamiliesServer(ThreadingWSGIServer):
+    """Listens on IPv6 and, on the same socket, on IPv4."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 class MetricsServer:
-    """Serves on a daemon thread. ``port`` is the one in use, also if 0 (any free one) was asked for."""
+    """Serves on a daemon thread, on all addresses of the machine.
+
+    ``port`` is the one in use, also if 0 (any free one) was asked for.
+    """
 
     def __init__(self, metrics: ServiceMetrics, port: int) -> None:
         self._metrics = metrics
         self._export = make_wsgi_app(metrics.registry)
         try:
-            self._server = make_server("0.0.0.0", port, self._answer, ThreadingWSGIServer, _QuietHandler)
+            host, server = ("::", _BothFamiliesServer) if _has_ipv6() else ("0.0.0.0", ThreadingWSGIServer)
+            self._server = make_server(host, port, self._answer, server, _QuietHandler)
         except OSError as error:
             raise ConfigError(
                 f"metrics_port is {port}, must be a port that is free on this machine or 0 (off): {error.strerror}"
@@ -64,6 +79,16 @@ class MetricsServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _has_ipv6() -> bool:
+    """Whether this machine has IPv6: the kernel may lack it though Python knows it."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
 
 
 def start_metrics_server(metrics: ServiceMetrics, port: int) -> MetricsServer | None:

@@ -6,12 +6,19 @@ without a word is noticed within 40 s.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
+from apexrl.config import ConfigError
 from apexrl.transport import security
+from apexrl.transport.security import Security
+
+logger = logging.getLogger(__name__)
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -21,6 +28,8 @@ FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 15.0
 #: Whoever waits says so this often.
 REPORT_PERIOD_SECONDS = 10.0
+#: For calls on a channel that another one has taken the place of.
+CLOSE_GRACE_SECONDS = 10.0
 
 Options = list[tuple[str, int]]
 
@@ -97,9 +106,66 @@ def open_channel(
     Channels of one process with equal options share a TCP connection, on which a server allows 16 streams. Channels
     with another ``connection`` get another one: for a process that stands for many.
     """
+    return _open(security.current(), address, limits, longest_backoff_seconds, connection)
+
+
+def _open(
+    identity: Security, address: str, limits: MessageLimits, longest_backoff_seconds: float, connection: str
+) -> grpc.aio.Channel:
     options: Options = channel_options(limits, longest_backoff_seconds)
     named = [("apex.connection", connection)] if connection else []
-    return security.current().open_channel(address, [*options, *named])
+    return identity.open_channel(address, [*options, *named])
+
+
+class RenewingChannel:
+    """A channel to HOST:PORT that is opened anew once certificates have been renewed on disk.
+
+    Without it a process that outlives its certificate could not connect again. Ask for the channel before each call or
+    stream: what is under way on the former one goes on there for up to 10 s. Use it on the loop of :mod:`io_thread`.
+
+    Args:
+        address: HOST:PORT.
+        limits: message sizes of the peer.
+        longest_backoff_seconds: between two attempts to connect.
+        connection: see :func:`open_channel`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        limits: MessageLimits,
+        longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS,
+        *,
+        connection: str = "",
+    ) -> None:
+        self.address = address
+        self._identity = security.current()
+        self._open = partial(_open, self._identity, address, limits, longest_backoff_seconds, connection)
+        # Before the files are read: what changes in between is noticed later.
+        self._stamp = self._identity.stamp()
+        self._channel = self._open()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def current(self) -> grpc.aio.Channel:
+        """The channel for the next call or stream."""
+        try:
+            stamp = self._identity.stamp()
+            if stamp != self._stamp:
+                former, self._channel = self._channel, self._open()
+                self._stamp = stamp
+                logger.info("connecting to %s anew: certificates have changed", self.address)
+                closing = asyncio.create_task(former.close(CLOSE_GRACE_SECONDS))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+        except (OSError, ConfigError) as error:  # in the middle of being replaced: the next call looks again
+            logger.debug("certificates cannot be read again: %s", error)
+        return self._channel
+
+    async def close(self) -> None:
+        """End everything that is under way."""
+        for task in self._closing:
+            task.cancel()
+        await self._channel.close(None)
 
 
 class Backoff:

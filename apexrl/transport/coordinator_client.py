@@ -14,7 +14,7 @@ import grpc
 from apexrl.transport import coordinator_pb2 as pb
 from apexrl.transport import security
 from apexrl.transport._generated.apex.v1.coordinator_pb2_grpc import CoordinatorStub
-from apexrl.transport.channel import LEARNER_LIMITS, Backoff, open_channel
+from apexrl.transport.channel import LEARNER_LIMITS, Backoff, RenewingChannel
 from apexrl.transport.errors import Closed, describe, refusal_of
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.io_thread import io_thread
@@ -53,7 +53,7 @@ class CoordinatorClient:
         self.refusal: str | None = None
         """Why the coordinator refuses this peer; None while it does not."""
         self._io = io_thread()
-        self._channel: grpc.aio.Channel | None = None
+        self._channel: RenewingChannel | None = None
         self._calls: set[asyncio.Task[object]] = set()
         self._reporter = self._io.submit(report_waiting(self.waiting))
 
@@ -114,7 +114,7 @@ class CoordinatorClient:
         self, call: Callable[[CoordinatorAsyncStub], Awaitable[ResponseT]], deadline: float | None
     ) -> ResponseT:
         if self._channel is None:
-            self._channel = open_channel(self.address, LEARNER_LIMITS, connection=self._connection)
+            self._channel = RenewingChannel(self.address, LEARNER_LIMITS, connection=self._connection)
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
@@ -123,7 +123,7 @@ class CoordinatorClient:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 while True:
                     try:
-                        response = await call(CoordinatorStub(self._channel))
+                        response = await call(CoordinatorStub(self._channel.current()))
                         self.refusal = self._failure = None
                         return response
                     except grpc.aio.AioRpcError as error:
@@ -148,4 +148,4 @@ class CoordinatorClient:
         for task in list(self._calls):
             task.cancel()
         if self._channel is not None:
-            await self._channel.close(None)
+            await self._channel.close()

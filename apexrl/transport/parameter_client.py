@@ -21,7 +21,7 @@ from apexrl.transport.channel import (
     LEARNER_LIMITS,
     LONGEST_BACKOFF_SECONDS,
     Backoff,
-    open_channel,
+    RenewingChannel,
 )
 from apexrl.transport.errors import Closed, describe, refusal_of
 from apexrl.transport.failover import Failover
@@ -160,17 +160,18 @@ class ParameterClient:
         longest = LONGEST_BACKOFF_SECONDS if self._poll_seconds is None else LONGEST_POLL_BACKOFF_SECONDS
         backoff = Backoff(longest=longest)
         reporter = asyncio.create_task(report_waiting(self.waiting))
-        channel = open_channel(self.address, LEARNER_LIMITS, longest, connection=self._connection)
+        channel = RenewingChannel(self.address, LEARNER_LIMITS, longest, connection=self._connection)
         try:
             while True:
                 await self._until_due()
                 address = self._failover.choose()
-                if address != self.address:
-                    await channel.close(None)
-                    channel = open_channel(address, LEARNER_LIMITS, longest, connection=self._connection)
-                    self.address = address
                 try:
-                    await self._fetch(ParametersStub(channel))
+                    if address != self.address:
+                        former = channel
+                        channel = RenewingChannel(address, LEARNER_LIMITS, longest, connection=self._connection)
+                        self.address = address
+                        await former.close()
+                    await self._fetch(ParametersStub(channel.current()))
                     backoff.reset()
                     self.refusal = self._failure = None
                 except Exception as error:
@@ -183,7 +184,7 @@ class ParameterClient:
                     await asyncio.sleep(backoff.next() if self._failover.failed() else hurry)
         finally:
             reporter.cancel()
-            await channel.close(None)
+            await channel.close()
 
     async def _until_due(self) -> None:
         """Wait until somebody asks for a look, or the next own one is due."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from apexrl.transport import replay_pb2 as pb
 from apexrl.transport import security, wire
 from apexrl.transport._generated.apex.v1.replay_pb2_grpc import ReplayStub
-from apexrl.transport.channel import REPLAY_LIMITS, Backoff, open_channel
+from apexrl.transport.channel import REPLAY_LIMITS, Backoff, RenewingChannel
 from apexrl.transport.errors import Fenced, RefusalKind, describe, refusal_of
 from apexrl.transport.io_thread import io_thread
 
@@ -112,8 +112,7 @@ class PrioritySender:
     # --- on the loop ---
 
     async def _run(self) -> None:
-        channel = open_channel(self._address, REPLAY_LIMITS)
-        stub: ReplayAsyncStub = ReplayStub(channel)
+        channel = RenewingChannel(self._address, REPLAY_LIMITS)
         backoff = Backoff()
         try:
             while True:
@@ -125,7 +124,7 @@ class PrioritySender:
                 if not batch:
                     continue
                 try:
-                    await self._send(stub, batch)
+                    await self._send(ReplayStub(channel.current()), batch)
                     backoff.reset()
                 except grpc.aio.AioRpcError as error:
                     self._failed(batch, error)
@@ -140,7 +139,7 @@ class PrioritySender:
             logger.exception("sending priorities to %s failed", self._address)
             raise
         finally:
-            await channel.close(None)
+            await channel.close()
 
     def _take(self) -> list[_Update]:
         """The oldest updates of one table, as many as fit into a message, in order."""

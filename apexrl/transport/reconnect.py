@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from apexrl.transport.channel import REPORT_PERIOD_SECONDS, Backoff, MessageLimits, open_channel
+from apexrl.transport.channel import REPORT_PERIOD_SECONDS, Backoff, MessageLimits, RenewingChannel
 from apexrl.transport.errors import Fenced, RefusalKind, describe, refusal_of
 
 logger = logging.getLogger(__name__)
@@ -91,12 +91,12 @@ class StreamKeeper:
             Fenced: a learner of a higher epoch has taken over.
         """
         reporter = asyncio.create_task(report_waiting(self._waiting))
-        channel = open_channel(self._address, self._limits, connection=self._connection)
+        channel = RenewingChannel(self._address, self._limits, connection=self._connection)
         try:
             while True:
                 started = time.monotonic()
                 try:
-                    await self._stream(channel)
+                    await self._stream(channel.current())
                 except (grpc.aio.AioRpcError, ConnectionError) as error:
                     self._note_failure(error)
                 except Fenced:
@@ -111,7 +111,7 @@ class StreamKeeper:
                 await asyncio.sleep(self._backoff.next())
         finally:
             reporter.cancel()
-            await channel.close(None)
+            await channel.close()
 
     def describe_absence(self) -> str | None:
         """Why there is no stream, in words; None while there is one."""

@@ -1,14 +1,15 @@
 """Encryption and identity of this process's connections: TLS, roles in certificates, and a shared token.
 
-A process has one identity, so its channels and servers take it from here: :func:`use` it once at the start. Servers
-read their certificate again when its file changes; clients read theirs at the start of the process.
+A process has one identity, so its channels and servers take it from here: :func:`use` it once at the start.
+Certificates are read again when their files change: by servers before a handshake, by clients before a call or a stream
+(:class:`~apexrl.transport.channel.RenewingChannel`). The token is read once.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import grpc
 
 from apexrl.config import ConfigError, SecurityConfig
+from apexrl.transport.handlers import Behaviour, Context, Continuation, around
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Metadata = tuple[tuple[str, str], ...]
+#: When each file of an identity was written, and which it is.
+Stamp = tuple[tuple[int, int], ...]
 
 TOKEN_HEADER = "authorization"
 #: Names in certificates of those who may call a method; everybody else is refused.
@@ -72,6 +75,14 @@ class Security:
         credentials = grpc.ssl_channel_credentials(_read("security.ca_file", config.ca_file), *own)
         named = [*options, ("grpc.ssl_target_name_override", config.server_name)]
         return grpc.aio.secure_channel(address, credentials, options=named)
+
+    def stamp(self) -> Stamp:
+        """Changes when a file that :meth:`open_channel` reads has changed.
+
+        Raises:
+            OSError: a file is not there, perhaps because it is being replaced.
+        """
+        return _stamp(self.config)
 
     def add_port(self, server: grpc.aio.Server, address: str) -> int:
         """Let ``server`` listen on HOST:PORT; returns the port.
@@ -144,24 +155,20 @@ class _ServerFiles:
 
     def __init__(self, config: SecurityConfig) -> None:
         self._config = config
-        self._stamp: tuple[int, ...] = ()
+        self._stamp: Stamp = ()
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         config = self._config
-        self._stamp = self._times()
+        self._stamp = _stamp(config)
         return grpc.ssl_server_certificate_configuration([_own_pair(config)], _read("security.ca_file", config.ca_file))
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """What to show from now on; None = what was shown before. Called by grpc before a handshake."""
         try:
-            return self.read() if self._times() != self._stamp else None
+            return self.read() if _stamp(self._config) != self._stamp else None
         except (OSError, ConfigError):  # in the middle of being replaced: the next handshake looks again
             self._stamp = ()
             return None
-
-    def _times(self) -> tuple[int, ...]:
-        config = self._config
-        return tuple(os.stat(path).st_mtime_ns for path in (config.ca_file, config.certificate_file, config.key_file))
 
 
 class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -170,25 +177,25 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
     def __init__(self, security: Security) -> None:
         self._security = security
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or method.startswith(_HEALTH):
             return handler
-        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-        kind = next(kind for kind in kinds if getattr(handler, kind) is not None)
-        behaviour = getattr(handler, kind)
 
-        async def guarded(request: Any, context: Context) -> Any:
-            await self._security.check(method, context)
-            return await behaviour(request, context)
+        def guarded(behaviour: Behaviour) -> Behaviour:
+            async def call(request: Any, context: Context) -> Any:
+                await self._security.check(method, context)
+                return await behaviour(request, context)
 
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+            return call
+
+        return around(handler, guarded)
+
+
+def _stamp(config: SecurityConfig) -> Stamp:
+    paths = (config.ca_file, config.certificate_file, config.key_file)
+    return tuple((found.st_mtime_ns, found.st_ino) for found in map(os.stat, filter(None, paths)))
 
 
 def _own_pair(config: SecurityConfig) -> tuple[bytes, bytes]:

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from apexrl.transport import security
 from apexrl.transport.channel import MessageLimits, server_options
 from apexrl.transport.errors import REFUSAL_METADATA_KEY, ListenError, Refused
+from apexrl.transport.handlers import CallObserver, CallWatch
 from apexrl.transport.handshake import clip
 
 #: Adds a servicer to the server.
@@ -66,6 +67,7 @@ async def start_server(
     services: Sequence[str] = (),
     max_connection_age_seconds: float | None = None,
     serving: bool = True,
+    calls: CallObserver | None = None,
 ) -> RunningServer:
     """Start a server on ``address`` (HOST:PORT; port 0 = a free one).
 
@@ -76,15 +78,16 @@ async def start_server(
         services: full names of the services for the health service, which knows "" in any case.
         max_connection_age_seconds: see :func:`~apexrl.transport.channel.server_options`.
         serving: whether the server reports itself ready from the start.
+        calls: is told of every call.
 
     Raises:
         ListenError: the address cannot be bound, e.g. because its port is in use.
         ConfigError: this process has no certificate to show, and must.
     """
     identity = security.current()
-    server = grpc.aio.server(
-        options=server_options(limits, max_connection_age_seconds), interceptors=identity.interceptors()
-    )
+    # The outer one first: it sees what the others refuse.
+    interceptors = [*([] if calls is None else [CallWatch(calls)]), *identity.interceptors()]
+    server = grpc.aio.server(options=server_options(limits, max_connection_age_seconds), interceptors=interceptors)
     for add in register:
         add(server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]

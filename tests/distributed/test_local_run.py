@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from apex_cli.processes import Service
-from apex_cli.train import LocalRun
+from apex_cli.train import LocalRun, free_ports
+from apex_cli.usage import scrape
 from apexrl.algorithms import CONFIGS
 from apexrl.config import load_experiment
 from apexrl.runtime.checkpoint import CheckpointStore
@@ -140,9 +141,11 @@ def test_a_stopped_run_resumes_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_run_ends_by_itself_at_its_last_update(tmp_path: Path) -> None:
-    scene = Scene(tmp_path / "run", "--learner.max-updates", "60")
+    (port,) = free_ports(1)
+    scene = Scene(tmp_path / "run", "--learner.max-updates", "60", "--learner.metrics-port", str(port))
     try:
         status = scene.until(lambda s: s.finished, "the end of the run")
+        scene.until(lambda s: scrape(f"127.0.0.1:{port}").get("apex_learner_finished") == 1.0, "the metric says so")
         assert status.learner_updates == 60
         saved = CheckpointStore(scene.directory.checkpoints, read_only=True).entries()[-1]
         assert saved.version.step == 60

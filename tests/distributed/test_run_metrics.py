@@ -23,6 +23,7 @@ QUIET = {
     "apex_actor_transitions_dropped_total",
     "apex_actor_insert_queue_transitions",
     "apex_eval_epsilon",
+    "apex_learner_finished",
     "apex_learner_nonfinite_total",
     "apex_learner_checkpoint_failures_total",
     "apex_learner_params_not_modified_total",
@@ -70,7 +71,12 @@ def test_every_declared_metric_is_filled(tmp_path: Path) -> None:
     overrides += [f"--replay.journal-directory={tmp_path / 'journal'}"]
     config = load_experiment(CATCH, overrides, algorithm_configs=CONFIGS)
     run = LocalRun(config, RunDirectory.create_or_resume(tmp_path / "run", config))
-    prefixes = {"actor": "apex_actor_", "replay": "apex_replay_", "learner": "apex_learner_", "evaluator": "apex_eval_"}
+    prefixes = {
+        "actor": ("apex_actor_",),
+        "replay": ("apex_replay_", "apex_grpc_server_"),
+        "learner": ("apex_learner_", "apex_grpc_server_"),
+        "evaluator": ("apex_eval_",),
+    }
     deadline = time.monotonic() + WAIT_SECONDS
     left: dict[str, list[str]] = {}
     try:

@@ -6,16 +6,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trustme
 from parameter_scene import parameters, server
 from process_scene import ServiceCommand
-from replay_scene import STARTS, WAIT, fill, handshake, inserted, inserter, make_chunk, shard, wait_until
+from replay_scene import RUN, STARTS, WAIT, fill, handshake, inserted, inserter, make_chunk, shard, wait_until
+from replay_scene import learner as sampler
 
+from apex_learner.coordinator import Coordinator
+from apex_learner.serving import CoordinatorServicer
 from apexrl.config import ConfigError, SecurityConfig
 from apexrl.transport import security
+from apexrl.transport._generated.apex.v1 import coordinator_pb2_grpc
 from apexrl.transport.coordinator_client import CoordinatorClient
 from apexrl.transport.info_client import UnreachableError, fetch_info
+from apexrl.transport.parameter_client import ParameterClient
 from apexrl.transport.parameter_server import ParametersServicer
 from apexrl.transport.security import CALLERS, Security
 
@@ -133,6 +139,94 @@ def test_a_renewed_certificate_is_shown_without_a_restart(authority: Authority, 
         authority.certificate("server", "apex")
         os.utime(files["certificate_file"], ns=(before + 10**9, before + 10**9))
         assert inserted(service.address) == 0
+
+
+def renew(authority: Authority, files: dict[str, str], *names: str) -> None:
+    """Put another certificate where a process has its own."""
+    authority.certificate(Path(files["certificate_file"]).stem, *names)
+
+
+def test_a_client_connects_again_with_a_renewed_certificate(authority: Authority) -> None:
+    """A name that may not call stands for a certificate that has ended: both are refused until it is replaced."""
+    become("mtls", authority.certificate("server", "apex", "apex-learner"))
+    servicer = ParametersServicer(handshake(peer="learner"))
+    servicer.publish(parameters(1, 1))
+    coordinator = CoordinatorServicer(handshake(), Coordinator(RUN, 3, resumed=False, on_evaluation=lambda _: None))
+    with (
+        shard() as service,
+        server(
+            servicer.register(), lambda grpc: coordinator_pb2_grpc.add_CoordinatorServicer_to_server(coordinator, grpc)
+        ) as serving,
+    ):
+        own = authority.certificate("own", "apex-nobody")
+        become("mtls", own)
+        asking = CoordinatorClient(serving.address)
+        fetching = ParameterClient(serving.address, handshake(""))
+        with inserter(service.address) as inserting, sampler(service.address) as sampling:
+            for name, waits in (
+                ("apex-operator", lambda: asking.waiting()),
+                ("apex-actor", lambda: inserting.waiting()),
+                ("apex-learner", lambda: sampling.waiting()),
+                ("apex-relay", lambda: fetching.waiting()),
+            ):
+                if name == "apex-operator":
+                    with pytest.raises(TimeoutError):
+                        asking.get_status(timeout=0.5)
+                wait_until(lambda waits=waits, name=name: name in (waits() or ""), f"{name} is asked for")
+            inserting.put([make_chunk(1)])
+            renew(authority, own, "apex-operator", "apex-actor", "apex-learner")
+            assert asking.get_status(timeout=WAIT).epoch == 3
+            assert inserting.flush(WAIT)
+            assert fetching.wait_newer(None, timeout=WAIT) is not None
+            assert sampling.wait_opened(WAIT) is not None
+            sampling.update_priorities("replay", np.array([7], np.uint64), np.array([1.0], np.float32))
+            assert sampling.updates.flush(WAIT)
+            assert sampling.updates.stale == 1
+        asking.close()
+        fetching.close()
+
+
+def test_a_client_follows_its_authority(authority: Authority, tmp_path: Path) -> None:
+    become("tls", authority.certificate("server", "apex"))
+    with shard() as service:
+        address = service.address
+        become("tls", {"ca_file": str(authority.ca_file)})
+        client = inserter(address)
+        with client as inserting:
+            inserting.put([make_chunk(1)])
+            assert inserting.flush(WAIT)
+            service.stop(0.2)
+            (tmp_path / "new").mkdir()
+            new = Authority(tmp_path / "new")
+            become("tls", new.certificate("server", "apex"))
+            with shard(address):
+                inserting.put([make_chunk(2)])
+                wait_until(lambda: "cannot be reached" in (inserting.waiting() or ""), "the new authority is unknown")
+                authority.ca_file.write_bytes(new.ca_file.read_bytes())
+                assert inserting.flush(WAIT)
+
+
+def test_certificates_that_are_being_replaced_do_not_stop_a_client(authority: Authority) -> None:
+    become("mtls", authority.certificate("server", "apex"))
+    with shard() as service:
+        own = authority.certificate("own", "apex-actor")
+        become("mtls", own)
+        with inserter(service.address) as inserting:
+            inserting.put([make_chunk(1)])
+            assert inserting.flush(WAIT)
+            Path(own["key_file"]).unlink()
+            service.stop(0.2)
+            become(
+                "mtls",
+                {
+                    **own,
+                    "key_file": str(authority.ca_file.parent / "server.key"),
+                    "certificate_file": str(authority.ca_file.parent / "server.pem"),
+                },
+            )
+            with shard(service.address):
+                inserting.put([make_chunk(2)])
+                assert inserting.flush(WAIT), "it goes on with the certificate that it has"
 
 
 def test_a_process_takes_its_identity_from_its_configuration(authority: Authority, tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ class _Acting:
         while not self._stop.requested:
             self._metrics.probes.beat()
             if self._peers.membership.finished:
+                self._report()
                 self._stop.wait(0.2)
                 continue
             turn = self._loop.step()
@@ -175,6 +176,7 @@ class _Acting:
         while rest and not self._stop.requested:
             rest = rest[self._insert.put(rest, timeout=0.5) :]
             self._metrics.probes.beat()
+            self._report()
         self._metrics.transitions_sent.inc(sum(chunk.num_items for chunk in chunks[: len(chunks) - len(rest)]))
         self._metrics.transitions_dropped.labels("stopped").inc(sum(chunk.num_items for chunk in rest))
 

@@ -21,6 +21,7 @@ usage: apex COMMAND [arguments]
   train CONFIG            train on this machine; the same command resumes
   evaluate RUN            play greedy episodes from a checkpoint, print the return and its spread
   record RUN              write a video of an episode
+  status [ADDRESS...]     how a run stands, as its learner and shards say: learner, replay, fleet, what is waited for
   simulate CONFIG         load learner and shards with synthetic actors, print what each process needs
   bench                   measure this machine with the project's benchmarks
   inspect config CONFIG   the resolved configuration, every field with its value
@@ -52,6 +53,12 @@ def _record(arguments: Sequence[str], shutdown: Shutdown) -> int:
     from apex_cli.play import RecordArguments, record_run
 
     return record_run(_parse(RecordArguments, arguments, "apex record", closed=True)[0], shutdown)
+
+
+def _status(arguments: Sequence[str], shutdown: Shutdown) -> int:
+    from apex_cli.status import parse_arguments, status
+
+    return status(parse_arguments(arguments), shutdown)
 
 
 def _simulate(arguments: Sequence[str], shutdown: Shutdown) -> int:
@@ -99,6 +106,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train",): _train,
     ("evaluate",): _evaluate,
     ("record",): _record,
+    ("status",): _status,
     ("simulate",): _simulate,
     ("bench",): _bench,
     ("inspect", "config"): _inspect_config,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from apex_cli.view import aligned, shard_heading, shard_rows
 from apex_learner.batches import MAX_DEPTH, mirror_slots
 from apexrl.algorithms import CONFIGS, make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig, SecurityConfig, config_digest, dump_yaml, load_experiment
@@ -145,25 +146,11 @@ def inspect_replay(arguments: ReplayArguments) -> int:
     except UnreachableError as error:
         print(f"apex inspect replay: {error}")
         return 1
-    print(
-        f"shard {arguments.address}, version {info.version}, up {info.uptime_seconds:.0f} s, run "
-        f"{info.run_id or '(none yet)'}, learner epoch {info.learner_epoch}, {info.insert_streams} insert streams, "
-        f"{info.sample_streams} sample streams"
-    )
-    for line in info.waiting:
-        print(f"waits: {line}")
-    for table in info.tables:
-        totals = table.totals
-        print(
-            f"table {totals.table!r}: {totals.num_items:,} of {table.config.capacity_items:,} items in "
-            f"{table.pages_used:,} of {table.num_pages:,} pages, {table.block_bytes / 2**20:.1f} MiB in slabs of "
-            f"{table.slab_bytes / 2**20:.1f} MiB"
-        )
-        print(
-            f"  inserted {totals.inserted:,}, drawn {totals.drawn:,}, evicted {table.evicted:,}, stale updates "
-            f"{table.stale_updates:,}, duplicates {table.duplicates:,}, mass {totals.mass:.6g}, highest priority "
-            f"{table.max_priority:.4g}"
-        )
+    print(f"shard {arguments.address}, {shard_heading(info)}")
+    for line in [*(f"waits: {line}" for line in info.waiting), *aligned(shard_rows(info))]:
+        print(line)
+    for table in info.tables if arguments.top else ():
+        print(f"items of highest priority of table {table.totals.table}:")
         keys = np.frombuffer(table.top_keys, "<u8")
         priorities = np.frombuffer(table.top_priorities, "<f4")
         for key, priority in zip(keys, priorities, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from apexrl.transport import coordinator_pb2 as pb
+from apexrl.transport import replay_pb2
+from apexrl.transport.sample_client import NO_LIMIT
 
 LINE_PERIOD_SECONDS = 10.0
 
@@ -154,3 +157,55 @@ def status_rows(status: pb.GetStatusResponse) -> list[tuple[str, str, str]]:
         ("loss", f"{status.loss:.4g}", ""),
         ("time left", left, ""),
     ]
+
+
+def shard_heading(info: replay_pb2.GetInfoResponse) -> str:
+    """Who a shard is and whom it serves."""
+    return (
+        f"version {info.version}, up {duration(info.uptime_seconds)}, run {info.run_id or '(none yet)'}, learner epoch "
+        f"{info.learner_epoch}, {info.insert_streams} insert streams, {info.sample_streams} sample streams"
+    )
+
+
+def shard_rows(info: replay_pb2.GetInfoResponse) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of everything that a shard says of its tables."""
+    rows: list[tuple[str, str, str]] = []
+    for table in info.tables:
+        totals = table.totals
+        left = table.insert_limit - totals.inserted
+        limit = "none" if table.insert_limit == NO_LIMIT else f"{table.insert_limit:,} items"
+        rows += [
+            (
+                f"table {totals.table}",
+                f"{totals.num_items:,} of {table.config.capacity_items:,} items",
+                f"{table.pages_used:,} of {table.num_pages:,} pages",
+            ),
+            (
+                "memory",
+                f"{table.block_bytes / 2**20:,.1f} MiB",
+                f"in slabs of {table.slab_bytes / 2**20:,.1f} MiB · at most "
+                f"{table.config.budget_bytes / 2**20:,.0f} MiB",
+            ),
+            (
+                "inserted",
+                f"{totals.inserted:,} items",
+                f"{totals.drawn:,} drawn · {table.evicted:,} evicted · {table.duplicates:,} duplicate chunks",
+            ),
+            (
+                "insert limit",
+                limit,
+                "" if limit == "none" else f"{left:,} more may come now" if left > 0 else "it takes no more now",
+            ),
+            (
+                "priorities",
+                f"sum {totals.mass:.6g}",
+                f"highest {table.max_priority:.4g} · {table.stale_updates:,} stale updates",
+            ),
+        ]
+    return rows
+
+
+def aligned(rows: Sequence[tuple[str, str, str]], indent: str = "  ") -> list[str]:
+    """Lines of a table whose columns are as wide as what stands in them."""
+    first, second = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
+    return [f"{indent}{name:<{first}}  {value:<{second}}  {remark}".rstrip() for name, value, remark in rows]

@@ -319,6 +319,7 @@ class LearnerProcess:
         metrics.follow(metrics.phase_seconds, self._rates.total_wait_seconds, "batch_wait")
         metrics.follow(metrics.phase_seconds, self._rates.total_update_seconds, "update")
         metrics.prefetch_batches.set(self._sampling.num_ready)
+        metrics.finished.set(self._finished)
         metrics.global_frames.set(trainer.counters.global_frames)
         metrics.samples_per_insert.set(self._sampling.samples_per_insert)
         metrics.replay_shards_live.set(self._sampling.num_shards_live)
@@ -328,6 +329,7 @@ class LearnerProcess:
         metrics.follow(metrics.mirror_bytes, counts.chunk_bytes)
         metrics.follow(metrics.mirror_decode_seconds, counts.decode_seconds)
         metrics.follow(metrics.redraws, counts.redraws)
+        metrics.calls = self._publisher.calls
         fleet = self._publisher.fleet
         metrics.follow(metrics.params_served_bytes, fleet.get("served_bytes", 0.0))
         metrics.follow(metrics.params_not_modified, fleet.get("not_modified", 0.0))

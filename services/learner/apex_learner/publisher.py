@@ -20,6 +20,7 @@ from apex_learner.link import (
     put_payload,
 )
 from apexrl.config import SecurityConfig
+from apexrl.telemetry.calls import Snapshot
 from apexrl.telemetry.logging import get_logger
 from apexrl.transport.errors import ListenError
 from apexrl.types import ParameterVersion
@@ -67,6 +68,8 @@ class Publisher:
         self._newest: tuple[ParameterVersion, bytes] | None = None
         self.fleet: dict[str, float] = {}
         """What the child last said of itself: leases, parameter_lag_updates, served_bytes, not_modified ..."""
+        self.calls: Snapshot = {}
+        """The calls that the child has answered, as it said last."""
         self.address = ""
         self._start()
 
@@ -148,6 +151,6 @@ class Publisher:
         if message["type"] == "evaluation":
             self._evaluations.append(evaluation_from_message(message))
         elif message["type"] == "fleet":
-            self.fleet = {name: value for name, value in message.items() if name != "type"}
+            self.fleet, self.calls = message["values"], message["calls"]
         else:
             raise ValueError(f"link message type is {message['type']!r}, must be evaluation or fleet")

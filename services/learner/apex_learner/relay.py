@@ -21,6 +21,7 @@ from apexrl.telemetry.metrics_server import start_metrics_server
 from apexrl.transport import security
 from apexrl.transport.channel import LEARNER_LIMITS, PARAMETERS_CONNECTION_AGE_SECONDS
 from apexrl.transport.errors import ListenError
+from apexrl.transport.handlers import CallObserver
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.io_thread import io_thread
 from apexrl.transport.parameter_client import ParameterClient
@@ -47,18 +48,21 @@ class Relay:
         upstream: HOST:PORT of a learner or another relay.
         listen: HOST:PORT; port 0 = any free one.
         poll_period_seconds: between two looks for new parameters.
+        calls: is told of every call.
 
     Raises:
         ListenError: the address cannot be bound.
     """
 
-    def __init__(self, upstream: str, listen: str, poll_period_seconds: float) -> None:
+    def __init__(
+        self, upstream: str, listen: str, poll_period_seconds: float, calls: CallObserver | None = None
+    ) -> None:
         self._upstream = upstream
         self._handed_on: tuple[str, int] | None = None
         self._client: ParameterClient | None = None
         self._ready: asyncio.Task[None] | None = None
         self._io = io_thread()
-        self._server, self._servicer = self._io.run(self._start(listen))
+        self._server, self._servicer = self._io.run(self._start(listen, calls))
         self._client = ParameterClient(
             upstream,
             Handshake(run_id="", shared_config_json=""),
@@ -108,7 +112,7 @@ class Relay:
 
     # --- on the loop ---
 
-    async def _start(self, listen: str) -> tuple[RunningServer, ParametersServicer]:
+    async def _start(self, listen: str, calls: CallObserver | None) -> tuple[RunningServer, ParametersServicer]:
         servicer = ParametersServicer(absence=lambda: f"the relay has no parameters yet: {self.waiting()}")
         server = await start_server(
             listen,
@@ -117,6 +121,7 @@ class Relay:
             services=(SERVICE_NAME,),
             max_connection_age_seconds=PARAMETERS_CONNECTION_AGE_SECONDS,
             serving=False,
+            calls=calls,
         )
         return server, servicer
 
@@ -139,7 +144,7 @@ def serve(config: RelayConfig, upstream: str, shutdown: Shutdown) -> None:
     metrics = RelayMetrics()
     metrics_server = start_metrics_server(metrics, config.metrics_port)
     try:
-        relay = Relay(upstream, config.listen, config.poll_period_seconds)
+        relay = Relay(upstream, config.listen, config.poll_period_seconds, metrics.calls)
         log.info("relay is listening", address=relay.address, upstream=upstream)
         try:
             while not shutdown.wait(EXPORT_SECONDS):

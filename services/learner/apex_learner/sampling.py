@@ -33,7 +33,6 @@ def make_limiter(config: ExperimentConfig[Any], table: TableSpec, depth: Prefetc
         batch_size=config.learner.batch_size,
         prefetch_batches=depth.largest,
         chunk_starts=table.config.signature.geometry.starts,
-        num_lanes=config.local.actors * config.actor.lanes,
         num_shards=len(replay.addresses),
     )
 

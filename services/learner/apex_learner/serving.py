@@ -26,6 +26,7 @@ from apex_learner.link import (
     take_payload,
 )
 from apexrl.config import ConfigError, SecurityConfig
+from apexrl.telemetry.calls import CallCounts
 from apexrl.telemetry.experiment_log import ExperimentLog
 from apexrl.telemetry.experiment_log import Progress as Position
 from apexrl.telemetry.logging import configure_logging, get_logger
@@ -81,6 +82,7 @@ class ServingProcess:
         self._log = ExperimentLog(Path(hello["log_directory"])) if hello["log_directory"] else None
         self._listen: str = hello["listen"]
         self._parameters = ParametersServicer(self._handshake)
+        self._calls = CallCounts()
         self._server: RunningServer | None = None
 
     async def start(self) -> RunningServer:
@@ -100,6 +102,7 @@ class ServingProcess:
             services=("apex.v1.Parameters", "apex.v1.Coordinator"),
             max_connection_age_seconds=PARAMETERS_CONNECTION_AGE_SECONDS,
             serving=False,
+            calls=self._calls,
         )
         return self._server
 
@@ -116,7 +119,7 @@ class ServingProcess:
             await self._server.set_serving(True)
         elif kind == "progress":
             self._coordinator.progress = progress_from_message(message)
-            self._link.send({"type": "fleet", **self._fleet()})
+            self._link.send({"type": "fleet", "values": self._fleet(), "calls": self._calls.snapshot()})
         elif kind == "scalars":
             self._write_scalars(message["values"])
         else:

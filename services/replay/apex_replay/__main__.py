@@ -38,7 +38,7 @@ def serve(config: ReplayConfig, shutdown: Shutdown) -> int:
     metrics = ReplayMetrics()
     metrics_server = start_metrics_server(metrics, config.metrics_port)
     try:
-        service = ReplayService(config.listen, _journal(config))
+        service = ReplayService(config.listen, _journal(config), metrics.calls)
         log.info("replay shard is listening", address=service.address)
         metrics.probes.ready = True
         try:

@@ -7,13 +7,13 @@ and go as protobuf, so that serial mode goes through the same checks as the netw
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from apex_replay.admission import Admission
 from apex_replay.durability import Durability
 from apex_replay.journal import Journal
-from apex_replay.streams import CloseCallback, InsertStream, SampleStream, Stream, nobody_waits
+from apex_replay.streams import CloseCallback, InsertStream, SampleStream, Stream, Turns, nobody_waits
 from apexrl import __version__
 from apexrl.replay.engine import ReplayEngine, TableInfo
 from apexrl.replay.table import Table
@@ -50,6 +50,7 @@ class ReplayEndpoint:
         self._durability = None if journal is None else Durability(journal, engine, self._admission, clock)
         self._inserts: dict[tuple[bytes, str], InsertStream] = {}
         self._samples: set[SampleStream] = set()
+        self._turns: defaultdict[str, Turns] = defaultdict(Turns)
         self._stopping = False
         self.refusals: Counter[RefusalKind] = Counter()
         """Messages and peers refused, by kind."""
@@ -105,6 +106,7 @@ class ReplayEndpoint:
             on_close=on_close,
             on_end=lambda _: self._forget_insert(key, stream),
             on_room=on_room,
+            turns=self._turns[config.name],
         )
         self._inserts[key] = stream
         self._remember()
@@ -253,8 +255,8 @@ class ReplayEndpoint:
                 stream.end(Refused(RefusalKind.SUPERSEDED, "the learner had this shard begin anew"))
 
     def _wake_inserts(self) -> None:
-        for stream in self._inserts.values():
-            stream.note_room()
+        for turns in self._turns.values():
+            turns.wake()
 
 
 def _stopping() -> Refused:

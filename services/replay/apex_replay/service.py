@@ -12,6 +12,7 @@ from apexrl.replay.engine_thread import EngineStoppedError, EngineThread
 from apexrl.telemetry.metrics import ReplayMetrics
 from apexrl.transport.channel import REPLAY_LIMITS
 from apexrl.transport.errors import RefusalKind
+from apexrl.transport.handlers import CallObserver
 from apexrl.transport.io_thread import io_thread
 from apexrl.transport.server import RunningServer, start_server
 
@@ -31,12 +32,13 @@ class ReplayService:
     Args:
         listen: HOST:PORT; port 0 = any free one.
         journal: what it holds is recovered first; closed with the service.
+        calls: is told of every call.
 
     Raises:
         ListenError: the address cannot be bound.
     """
 
-    def __init__(self, listen: str, journal: Journal | None = None) -> None:
+    def __init__(self, listen: str, journal: Journal | None = None, calls: CallObserver | None = None) -> None:
         self._engine = ReplayEngine()
         self._journal = journal
         self._endpoint = ReplayEndpoint(self._engine, journal=journal)
@@ -44,7 +46,7 @@ class ReplayService:
         self._io = io_thread()
         self._stopped = False
         try:
-            self._servicer, self._server = self._io.run(self._start(listen))
+            self._servicer, self._server = self._io.run(self._start(listen, calls))
         except BaseException:
             self._thread.stop()
             raise
@@ -112,9 +114,9 @@ class ReplayService:
         self._io.run(self._stop(grace_seconds))
         self._thread.stop()
 
-    async def _start(self, listen: str) -> tuple[ReplayServicer, RunningServer]:
+    async def _start(self, listen: str, calls: CallObserver | None) -> tuple[ReplayServicer, RunningServer]:
         servicer = ReplayServicer(self._endpoint, self._thread)
-        server = await start_server(listen, [servicer.register()], REPLAY_LIMITS, services=(SERVICE_NAME,))
+        server = await start_server(listen, [servicer.register()], REPLAY_LIMITS, services=(SERVICE_NAME,), calls=calls)
         return servicer, server
 
     async def _stop(self, grace_seconds: float) -> None:

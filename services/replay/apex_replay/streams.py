@@ -61,6 +61,44 @@ class Stream:
             raise Refused(RefusalKind.SUPERSEDED, "the stream has ended")
 
 
+class Turns:
+    """Insert streams of one table that wait at its limit, in the order in which they came to wait.
+
+    A learner with a limiter takes less than a large fleet offers, a few chunks at a time. Without turns the streams
+    that happen to be asked first would give all of them, and the experience of other actors would never come in.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[InsertStream, None] = {}
+
+    def is_next(self, stream: InsertStream) -> bool:
+        """Whether ``stream`` may store chunks: it has waited longest, or nobody waits."""
+        return next(iter(self._waiting), stream) is stream
+
+    def wait(self, stream: InsertStream) -> None:
+        """Let ``stream`` keep its place, or give it the last one."""
+        self._waiting.setdefault(stream)
+
+    def leave(self, stream: InsertStream) -> None:
+        """``stream`` holds nothing back any more, or has ended: the next one may go on."""
+        if stream in self._waiting:
+            del self._waiting[stream]
+            if self._waiting:
+                next(iter(self._waiting)).note_room()
+
+    def wake(self) -> None:
+        """The insert limit has changed: tell those for whom there is room now, and not all that wait.
+
+        One that comes before its turn waits on; whoever is done tells the one behind it in any case.
+        """
+        ahead = 0
+        for stream in self._waiting:
+            if not stream.table.may_insert(ahead):
+                return
+            stream.note_room()
+            ahead += stream.num_pending_items
+
+
 class InsertStream(Stream):
     """Chunks of one actor incarnation into one table."""
 
@@ -74,6 +112,7 @@ class InsertStream(Stream):
         on_close: CloseCallback,
         on_end: Callable[[Stream], None],
         on_room: Callable[[], None],
+        turns: Turns,
     ) -> None:
         super().__init__(handshake, on_close, on_end)
         self.incarnation = incarnation
@@ -81,12 +120,18 @@ class InsertStream(Stream):
         self._engine = engine
         self._checker = ChunkChecker(table.config.signature)
         self._on_room = on_room
+        self._turns = turns
         self._pending: deque[tuple[int, Chunk]] = deque()
 
     @property
     def has_pending(self) -> bool:
         """Whether chunks of the last message wait for the insert limit. No message may come before they are in."""
         return bool(self._pending)
+
+    @property
+    def num_pending_items(self) -> int:
+        """Items of the chunks that wait."""
+        return sum(chunk.num_items for _, chunk in self._pending)
 
     def opened(self) -> pb.InsertResponse:
         """The answer to the open request."""
@@ -119,17 +164,30 @@ class InsertStream(Stream):
         return self.advance()
 
     def advance(self) -> pb.InsertResponse | None:
-        """Store what waits, as far as the insert limit allows; the acknowledgement, or None if nothing got in."""
+        """Store what waits, in its turn and as far as the insert limit allows.
+
+        Returns:
+            The acknowledgement, or None if nothing got in.
+        """
         self._require_open()
         stored = 0
-        while self._pending and self.table.may_insert():
+        while self._pending and self._turns.is_next(self) and self.table.may_insert():
             number, chunk = self._pending.popleft()
             self._engine.insert_once(self.incarnation, number, self.table.config.name, chunk, checked=True)
             stored += 1
+        if self._pending:
+            self._turns.wait(self)
+        else:
+            self._turns.leave(self)
         return pb.InsertResponse(ack=pb.InsertAck(last_seen=self._last_seen())) if stored else None
 
+    def close(self) -> None:
+        """The peer has ended the stream; may be called again."""
+        super().close()
+        self._turns.leave(self)
+
     def note_room(self) -> None:
-        """The insert limit has changed."""
+        """It is this stream's turn, or the insert limit has changed."""
         if self._pending and self.table.may_insert():
             self._on_room()
 

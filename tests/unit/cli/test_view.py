@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from apex_cli.view import LineView, PanelView, duration, status_line, status_rows
+from apex_cli.view import LineView, PanelView, aligned, duration, shard_rows, status_line, status_rows
 from apexrl.transport import coordinator_pb2 as pb
-from apexrl.transport import parameters_pb2
+from apexrl.transport import parameters_pb2, replay_pb2
+from apexrl.transport.sample_client import NO_LIMIT
 
 
 def status(**fields: object) -> pb.GetStatusResponse:
@@ -78,3 +79,23 @@ def test_lines_come_every_ten_seconds_or_with_news(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert "saving" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (NO_LIMIT, ("none", "")),
+        (120, ("120 items", "20 more may come now")),
+        (90, ("90 items", "it takes no more now")),
+    ],
+)
+def test_a_shard_says_how_much_more_it_takes(limit: int, text: tuple[str, str]) -> None:
+    table = replay_pb2.TableInfo(insert_limit=limit, totals=replay_pb2.TableTotals(table="replay", inserted=100))
+    rows = {name: (value, remark) for name, value, remark in shard_rows(replay_pb2.GetInfoResponse(tables=[table]))}
+    assert rows["insert limit"] == text
+    assert rows["inserted"][0] == "100 items"
+
+
+def test_columns_are_as_wide_as_what_stands_in_them() -> None:
+    assert aligned([("a", "1,000", "x"), ("longer", "2", "")]) == ["  a       1,000  x", "  longer  2"]
+    assert aligned([]) == []

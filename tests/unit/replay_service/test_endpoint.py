@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -239,3 +240,76 @@ def test_an_open_request_that_cannot_be_is_refused_and_named(change: object, fie
     assert field in str(error.value)
     assert endpoint.insert_streams == 0
     assert endpoint.engine.tables == {}
+
+
+class Supplier:
+    """An actor that always has a message ready, served as the gRPC side serves it: one message after the other."""
+
+    def __init__(self, endpoint: ReplayEndpoint, number: int, woken: deque[Supplier], chunks_per_message: int) -> None:
+        self._session = InsertSession(TABLE, 64, incarnation=number.to_bytes(16, "little"))
+        self._chunks = chunks_per_message
+        self.stream, opened = endpoint.open_insert(
+            self._session.open_request(HANDSHAKE), on_room=lambda: woken.append(self)
+        )
+        self._session.on_response(opened)
+        self.stored = 0
+
+    def send(self) -> None:
+        """Hand over messages until one has to wait for room."""
+        while not self.stream.has_pending:
+            for _ in range(self._chunks):
+                self._session.put(chunk(0))
+            message = self._session.next_message(force=True)
+            assert message is not None
+            self._take(self.stream.handle(message))
+
+    def go_on(self) -> None:
+        """There may be room: as the servicer does when it is woken."""
+        self._take(self.stream.advance())
+        self.send()
+
+    def _take(self, ack: pb.InsertResponse | None) -> None:
+        self.stored += self._session.on_response(ack) if ack is not None else 0
+
+
+def test_hundreds_of_actors_at_the_limit_take_turns() -> None:
+    endpoint, _ = make()
+    sampler, _ = endpoint.open_sample(sample_open())
+    limit(sampler, 1)
+    woken: deque[Supplier] = deque()
+    suppliers = [Supplier(endpoint, number, woken, chunks_per_message=1 + number % 3) for number in range(1, 301)]
+    for supplier in suppliers:
+        supplier.send()
+    # A learner that uses up little at a time: two chunks of two items for each new limit, far less than is offered.
+    wakes, inserted = 0, 2
+    for _ in range(3000):
+        inserted += 4
+        limit(sampler, inserted)
+        while woken:
+            wakes += 1
+            woken.popleft().go_on()
+    stored = [supplier.stored for supplier in suppliers]
+    assert sum(stored) == inserted // 2
+    messages = [count / (1 + number % 3) for number, count in enumerate(stored, 1)]
+    assert max(messages) - min(messages) <= 1, "nobody has had a second turn before everybody has had the first"
+    assert wakes <= 2 * sum(stored), "a new limit wakes those that may go on, not all that wait"
+
+
+def test_a_stream_that_ends_at_the_limit_leaves_its_turn_to_the_next() -> None:
+    endpoint, _ = make()
+    sampler, _ = endpoint.open_sample(sample_open())
+    limit(sampler, 1)
+    woken: deque[Supplier] = deque()
+    first, second, third = (Supplier(endpoint, number, woken, 1) for number in (1, 2, 3))
+    for supplier in (first, second, third):
+        supplier.send()
+    assert first.stored == 1
+    limit(sampler, 3)
+    assert woken.popleft() is first
+    first.stream.close()
+    assert woken.popleft() is second
+    second.go_on()
+    assert (second.stored, third.stored) == (1, 0)
+    assert not woken
+    limit(sampler, NO_LIMIT)
+    assert woken.popleft() is third

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.error
 import urllib.request
 
 import pytest
 
 from apexrl.config import ConfigError
+from apexrl.telemetry import metrics_server
 from apexrl.telemetry.metrics import EvaluatorMetrics, LearnerMetrics, ReplayMetrics
 from apexrl.telemetry.metrics_server import MetricsServer, start_metrics_server
 from apexrl.telemetry.probes import Probes
@@ -30,6 +32,36 @@ def test_metrics_are_served_over_http() -> None:
     assert "apex_eval_episode_return_sum 12.0" in text
     with MetricsServer(metrics, server.port) as again:
         assert again.port == server.port
+
+
+def loopback(address: str) -> bool:
+    """Whether this machine has the address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_both_families_of_addresses_reach_it(address: str) -> None:
+    if not loopback(address):
+        pytest.skip(f"this machine has no {address}")
+    with (
+        MetricsServer(ReplayMetrics(), 0) as server,
+        socket.create_connection((address, server.port), timeout=5) as connection,
+    ):
+        connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert connection.makefile("rb").readline().split()[1] == b"503"
+
+
+def test_a_machine_without_ipv6_is_served_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "_has_ipv6", lambda: False)
+    with MetricsServer(ReplayMetrics(), 0) as server:
+        assert server._server.socket.family == socket.AF_INET
+        assert get(server.port, "/readyz") == (503, "not ready\n")
 
 
 def test_a_port_in_use_is_named() -> None:
