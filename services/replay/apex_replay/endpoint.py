@@ -253,7 +253,12 @@ class ReplayEndpoint:
                 stream.end(Refused(RefusalKind.SUPERSEDED, "the learner had this shard begin anew"))
 
     def _wake_inserts(self) -> None:
-        for stream in self._inserts.values():
+        """Tell streams of room, those first that have stored nothing for the longest time.
+
+        Limits grow by a few items at a time, so the room is often for one stream only: in any fixed order the first
+        would insert for all, and a new actor nothing at all.
+        """
+        for stream in sorted(self._inserts.values(), key=lambda stream: stream.stored_at):
             stream.note_room()
 
 

@@ -82,6 +82,8 @@ class InsertStream(Stream):
         self._checker = ChunkChecker(table.config.signature)
         self._on_room = on_room
         self._pending: deque[tuple[int, Chunk]] = deque()
+        self.stored_at = 0
+        """What the table had inserted, all streams together, when this one last stored something."""
 
     @property
     def has_pending(self) -> bool:
@@ -126,6 +128,8 @@ class InsertStream(Stream):
             number, chunk = self._pending.popleft()
             self._engine.insert_once(self.incarnation, number, self.table.config.name, chunk, checked=True)
             stored += 1
+        if stored:
+            self.stored_at = self.table.inserted
         return pb.InsertResponse(ack=pb.InsertAck(last_seen=self._last_seen())) if stored else None
 
     def note_room(self) -> None:

@@ -130,6 +130,34 @@ def test_a_message_stops_at_the_limit_and_goes_on_where_it_stopped() -> None:
     assert not stream.has_pending
 
 
+def test_room_goes_round_among_the_streams_that_wait() -> None:
+    endpoint = ReplayEndpoint(ReplayEngine(boot=1))
+    sampler, _ = endpoint.open_sample(sample_open())
+    limit(sampler, 0)
+    told: list[str] = []
+    streams: dict[str, InsertStream] = {}
+    for name in "abc":
+        session = InsertSession(TABLE, 16, incarnation=name.encode() * 16)
+        opening = session.open_request(HANDSHAKE)
+        streams[name], opened = endpoint.open_insert(opening, on_room=lambda name=name: told.append(name))  # type: ignore[misc]
+        session.on_response(opened)
+        for mark in range(4):
+            session.put(chunk(mark))
+        message = session.next_message(force=True)
+        assert message is not None
+        assert streams[name].handle(message) is None
+    served = []
+    for room in range(1, 13):
+        told.clear()
+        # One chunk of two items more: whoever is told first takes it.
+        limit(sampler, 2 * room)
+        assert sorted(told) == sorted(name for name, stream in streams.items() if stream.has_pending)
+        stored = [name for name in told if streams[name].advance() is not None]
+        assert stored == told[:1]
+        served += stored
+    assert served == list("abc") * 4
+
+
 def test_a_superseded_stream_stores_nothing_more() -> None:
     endpoint, session = make()
     closed: list[Refused] = []
