@@ -3,8 +3,8 @@
     make cluster-test ARGS="--image-command 'docker build -f docker/Dockerfile --target {target} -t {image} . &&
         kind load docker-image {image}'"
 
-Prints a line for every step, writes ``benchmarks/results/cluster_test.json`` with ``--write``, and ends with exit
-code 1 if a step failed. kubectl and helm must be in PATH. It makes, and deletes, the namespaces NAME, NAME-probe,
+Prints a line for every step, writes ``benchmarks/results/cluster_*.json`` with ``--write``, and ends with exit code 1
+if a step failed. kubectl and helm must be in PATH. It makes, and deletes, the namespaces NAME, NAME-probe,
 NAME-gpu and NAME-fleet.
 """
 
@@ -68,6 +68,8 @@ PARTS: dict[str, list[Step]] = {
     "gpu": [gpu.learner_is_pinned, gpu.second_learner_stays_pending, gpu.cleaned_up],
     "fleet": [fleet.installed, fleet.scaled, fleet.upgraded, fleet.cleaned_up],
 }
+#: Part -> its result's name.
+RESULT = {"run": "cluster_test", "gpu": "cluster_gpu", "fleet": "cluster_fleet"}
 ESSENTIAL: tuple[Step, ...] = (training.install, training.all_ready)
 
 
@@ -142,7 +144,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[], help="names of steps, for looking at one again; writes nothing"
     )
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/cluster_test.json")
+    parser.add_argument(
+        "--write", action="store_true", help="write benchmarks/results/cluster_*.json, one for each part"
+    )
     return parser.parse_args()
 
 
@@ -163,12 +167,12 @@ def scene_of(options: argparse.Namespace) -> Scene:
     )
 
 
-def record(outcomes: Sequence[Outcome], scene: Scene, parts: Sequence[str]) -> dict[str, Any]:
-    """The result in the form of all others."""
+def record(part: str, outcomes: Sequence[Outcome], scene: Scene) -> dict[str, Any]:
+    """The result of a part in the form of all others."""
     failed = sum(outcome.result == "FAIL" for outcome in outcomes)
     steps = {o.name: {"result": o.result, "seconds": o.seconds, "evidence": o.evidence} for o in outcomes}
     return make_record(
-        "cluster_test",
+        RESULT[part],
         metrics={
             "steps_passed": sum(outcome.result == "PASS" for outcome in outcomes),
             "steps_failed": failed,
@@ -178,7 +182,7 @@ def record(outcomes: Sequence[Outcome], scene: Scene, parts: Sequence[str]) -> d
             "steps": steps,
         },
         goals={"steps_failed": {"at_most": 0}},
-        command=f'make cluster-test ARGS="--parts {" ".join(parts)} ..."',
+        command=f'make cluster-test ARGS="--parts {part} ..."',
         notes=(
             "Each step of tests/cluster/run.py with what it saw. NOT HERE: the cluster cannot show it, and why. "
             "Seconds are waiting times on a busy machine, not a measurement of speed."
@@ -193,18 +197,17 @@ def server_version(scene: Scene) -> str:
 def main() -> int:
     options = parse()
     scene = scene_of(options)
-    outcomes = []
+    images: list[Outcome] = []
     if options.image_command and not options.only:
-        outcomes = make_images(options.image_command, options.registry, options.tag)
-    steps = [step for part in options.parts for step in PARTS[part]]
-    if options.only:
-        steps = [step for step in steps if step.__name__ in options.only]
-    if not any(outcome.result == "FAIL" for outcome in outcomes):
-        outcomes += take_all(steps, scene)
+        images = make_images(options.image_command, options.registry, options.tag)
+    outcomes = list(images)
+    for part in options.parts if all(outcome.result == "PASS" for outcome in images) else ():
+        done = take_all([step for step in PARTS[part] if not options.only or step.__name__ in options.only], scene)
+        outcomes += done
+        if options.write and not options.only:
+            print(write_record(record(part, [*images, *done], scene)))
     failed = [outcome.name for outcome in outcomes if outcome.result == "FAIL"]
     print(f"{len(outcomes)} steps, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}")
-    if options.write and not options.only:
-        print(write_record(record(outcomes, scene, options.parts)))
     return 1 if failed else 0
 
 
