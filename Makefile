@@ -11,10 +11,10 @@ SOURCES := apexrl services benchmarks tests tools
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test learning bench soak lint format protos locks clean
+.PHONY: help train test learning bench soak cluster-test lint format protos locks clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/train.stamp ## Train CONFIG (default configs/pong_small.yaml) on this machine; ARGS="--local.actors 2"
 	$(BIN)/apex train $(CONFIG) $(ARGS)
@@ -33,6 +33,9 @@ bench: $(VENV)/dev.stamp ## Measure learner and actor with CONFIG against plain 
 
 soak: $(VENV)/dev.stamp ## Run everything for half an hour and fit each process's memory, write benchmarks/results/soak.json
 	$(BIN)/python benchmarks/soak.py configs/pong_small.yaml --write $(ARGS)
+
+cluster-test: $(VENV)/dev.stamp ## Prove the chart on the cluster of KUBECONFIG; ARGS="--help" says what it takes (half an hour)
+	$(BIN)/python tests/cluster/run.py --write $(ARGS)
 
 lint: $(VENV)/dev.stamp ## Check style, types, import rules and generated code
 	$(BIN)/ruff check $(SOURCES)

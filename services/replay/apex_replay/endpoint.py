@@ -132,10 +132,8 @@ class ReplayEndpoint:
                 if accepted.superseded
                 else Refused(RefusalKind.SUPERSEDED, f"{handshake.peer} has opened a newer stream")
             )
-        if accepted.superseded:
-            # A new learner with a limiter sends limits at once; one without never would.
-            for table in self.engine.tables.values():
-                table.insert_limit = None
+        # The former learner's insert limits hold until this one tells its own, or that there are none, which it does as
+        # soon as it can. Without a limit until then a fleet would run minutes ahead of it.
         self._end_inserts_of_others(accepted.cleared)
         for config in configs:
             self._configure(config)

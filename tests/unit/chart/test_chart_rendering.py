@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chart_scene import CHART, GOLDEN, SCENARIOS, golden_text, helm, one, render, template
+from chart_scene import CHART, GOLDEN, SCENARIOS, config_file, golden_text, helm, one, render, template
+
+from apexrl.algorithms import CONFIGS
+from apexrl.config import load_experiment
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -110,6 +113,16 @@ def digests(*arguments: str) -> dict[str, str]:
 def test_a_change_restarts_only_who_reads_it(change: str, restarts: set[str]) -> None:
     before, after = digests(), digests("--set", f"config.set.{change}")
     assert {component for component in before if before[component] != after[component]} == restarts
+
+
+def test_numbers_of_the_command_line_are_numbers(tmp_path: Path) -> None:
+    # Helm's --set makes integers of 64, and text of the others.
+    settings = ("learner.publish_period_seconds=0.5", "learner.batch_size=64", "algorithm.optimizer.learning_rate=1e-4")
+    manifests = render(*(part for setting in settings for part in ("--set", f"config.set.{setting}")))
+    config = load_experiment(config_file(manifests, tmp_path), [], algorithm_configs=CONFIGS)
+    assert config.learner.publish_period_seconds == 0.5
+    assert config.learner.batch_size == 64
+    assert config.algorithm.optimizer.learning_rate == 1e-4
 
 
 def test_a_file_of_ones_own_arrives_unchanged(tmp_path: Path) -> None:

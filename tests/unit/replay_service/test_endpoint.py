@@ -150,11 +150,13 @@ def test_a_superseded_stream_stores_nothing_more() -> None:
     assert endpoint.insert_streams == 0
 
 
-def test_a_new_learner_does_not_inherit_the_former_ones_limit() -> None:
+def test_the_former_learners_limit_holds_until_the_new_one_tells_its_own() -> None:
     endpoint, _ = make()
     old, _ = endpoint.open_sample(sample_open())
-    limit(old, 0)
-    endpoint.open_sample(sample_open(LearnerIdentity(2, b"2" * 16)))
+    limit(old, 4)
+    new, _ = endpoint.open_sample(sample_open(LearnerIdentity(2, b"2" * 16)))
+    assert endpoint.engine.table("replay").insert_limit == 4
+    limit(new, NO_LIMIT)
     assert endpoint.engine.table("replay").insert_limit is None
     with pytest.raises(Refused) as refusal:
         limit(old, 5)

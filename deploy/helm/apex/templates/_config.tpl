@@ -6,11 +6,17 @@
 {{- else -}}
 {{- $preset := .Files.Get (printf "configs/%s.yaml" .Values.config.preset) -}}
 {{- if .Values.config.set -}}
-{{- mergeOverwrite (fromYaml $preset) (deepCopy .Values.config.set) | toYaml -}}
+{{- mergeOverwrite (fromYaml $preset) (include "apex.configSet" . | fromYaml) | toYaml -}}
 {{- else -}}
 {{- $preset -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* config.set, with numbers as numbers: `--set` makes text of 0.5 and 1e-4, which services rightly refuse. */}}
+{{- define "apex.configSet" -}}
+{{- $number := "-?[0-9]+(?:\\.[0-9]+)?(?:[eE][+-]?[0-9]+)?" -}}
+{{- regexReplaceAll (printf "(?m)([:-] )\"(%s)\"$" $number) (toYaml .Values.config.set) "${1}${2}" -}}
 {{- end -}}
 
 {{/* Data as JSON; templates hand on text only. */}}
