@@ -327,18 +327,70 @@ class ItemWindows(NamedTuple):
 
 
 @dataclass(frozen=True)
+class DiscreteActions:
+    """One of ``count`` actions, numbered from 0."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"actions.count is {self.count}, must be at least 1")
+
+    @property
+    def dtype(self) -> str:
+        """Element type of an action in a row."""
+        return "int32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an action in a row."""
+        return ()
+
+
+@dataclass(frozen=True)
+class ContinuousActions:
+    """Vectors of ``size`` numbers in [-1, 1]; the environment maps them to its own bounds."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"actions.size is {self.size}, must be at least 1")
+
+    @property
+    def dtype(self) -> str:
+        """Element type of an action in a row."""
+        return "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an action in a row."""
+        return (self.size,)
+
+
+ActionSpec = DiscreteActions | ContinuousActions
+
+
+@dataclass(frozen=True)
 class EnvSpec:
     """What networks and tables must know of an environment.
 
-    ``observation_shape`` is that of one unstacked frame; images are channels first. ``num_actions`` counts discrete
-    actions. ``action_repeat`` is the number of frames one step takes (4 on Atari).
+    ``observation_shape`` is that of one unstacked frame; images are channels first. ``action_repeat`` is the number
+    of frames one step takes (4 on Atari).
     """
 
     observation_shape: tuple[int, ...]
     observation_dtype: str
-    num_actions: int
+    actions: ActionSpec
     action_repeat: int = 1
     padding: Padding = Padding.ZEROS
+
+    @property
+    def num_actions(self) -> int:
+        """Number of discrete actions; ValueError for a continuous space."""
+        if not isinstance(self.actions, DiscreteActions):
+            raise ValueError(f"the environment has {self.actions}, which cannot be counted; DiscreteActions are needed")
+        return self.actions.count
 
     def network_input_shape(self, stack: int) -> tuple[int, ...]:
         """Shape of the stacked observation: frames join the channel axis, vectors are concatenated."""
@@ -378,7 +430,9 @@ class VectorEnv(Protocol):
         """Start all lanes; returns the first observations [L, *observation_shape]."""
         ...
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep: ...
+    def step(self, actions: Array) -> EnvStep:
+        """Step all lanes by ``actions``: [L] int64 for discrete spaces, [L, A] float32 for continuous ones."""
+        ...
 
     def render(self) -> Array:
         """An RGB picture [H, W, 3] uint8 of lane 0."""

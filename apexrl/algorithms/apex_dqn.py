@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
-from apexrl.config import ExperimentConfig, require, shared
+from apexrl.config import ConfigError, ExperimentConfig, require, shared
 from apexrl.experience.windows import NStepWindows
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
 from apexrl.ops.batch_parallel import BatchParallel
@@ -34,6 +34,7 @@ from apexrl.types import (
     ROW_COLUMNS,
     Codec,
     ColumnSpec,
+    DiscreteActions,
     EnvSpec,
     Geometry,
     InitialPriority,
@@ -148,6 +149,11 @@ class ApexDQN:
     Config: ClassVar[type[ApexDQNConfig]] = ApexDQNConfig
 
     def __init__(self, config: ExperimentConfig[ApexDQNConfig], spec: EnvSpec) -> None:
+        if not isinstance(spec.actions, DiscreteActions):
+            raise ConfigError(
+                f"algorithm.name is 'apex_dqn', which needs discrete actions, but env.id {config.env.id!r} has "
+                f"{spec.actions}"
+            )
         self._config = config.algorithm
         self._replay = config.replay
         self._stack = config.env.stack
@@ -171,7 +177,7 @@ class ApexDQN:
             observation = ColumnSpec(observation.name, observation.dtype, observation.shape, codec=Codec.LZ4)
         columns = (
             *(ColumnSpec(name, dtype) for name, dtype in ROW_COLUMNS),
-            ColumnSpec("action", "int32"),
+            ColumnSpec("action", self._spec.actions.dtype, self._spec.actions.shape),
             observation,
             ColumnSpec("parameter_version", "uint64", scope=Scope.ITEM),
         )

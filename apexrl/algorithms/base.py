@@ -26,7 +26,8 @@ CoreState = dict[str, Array]
 class ActorOutput(NamedTuple):
     """One policy evaluation of all lanes; every array has a leading axis [L]."""
 
-    actions: npt.NDArray[np.int64]
+    actions: Array
+    """[L] int64 for discrete spaces, [L, A] float32 in [-1, 1] for continuous ones."""
     step_columns: dict[str, Array]
     """Columns of the row besides those of the environment (e.g. behaviour logits)."""
     item_columns: dict[str, Array]

@@ -18,7 +18,7 @@ from apexrl.config import ConfigError, EnvConfig
 from apexrl.envs.errors import unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
 
 FRAME_SIDE = 84
 
@@ -69,7 +69,7 @@ class AtariEnv:
         self._spec = EnvSpec(
             observation_shape=(FRAME_SIDE, FRAME_SIDE),
             observation_dtype="uint8",
-            num_actions=len(self._vector.ale.get_action_set()),
+            actions=DiscreteActions(len(self._vector.ale.get_action_set())),
             action_repeat=config.action_repeat,
             padding=Padding.ZEROS,
         )
@@ -106,12 +106,12 @@ class AtariEnv:
         frames: Array = observations[:, 0]
         return frames
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep:
+    def step(self, actions: Array) -> EnvStep:
         """Step all lanes by ``actions`` [L]; RuntimeError before the first reset, ValueError for unknown actions."""
         if self._lives is None:
             raise RuntimeError("reset(seed) must come before the first step")
-        require_actions(actions, self._num_lanes, self._spec.num_actions)
-        observations, rewards, terminated, truncated, info = self._open().step(actions)
+        numbers = require_actions(actions, self._num_lanes, self._spec.num_actions)
+        observations, rewards, terminated, truncated, info = self._open().step(numbers)
         lives = info["lives"]
         if self._marks_life_loss:
             # A reset may lower the count too (after bonus lives): the step after an end is no life loss.
@@ -122,7 +122,7 @@ class AtariEnv:
         self._ended = terminated | truncated
         self._picture = observations[0, 0]
         if self._colour is not None:
-            self._picture = self._colour.step(actions[:1])[0][0, 0]
+            self._picture = self._colour.step(numbers[:1])[0][0, 0]
         return EnvStep(observations[:, 0], rewards.astype(np.float32), terminated, truncated, life_lost)
 
     def render(self) -> Array:

@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 from gymnasium.spaces import Box, Discrete, Space
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -16,7 +15,7 @@ from apexrl.config import ConfigError, EnvConfig
 from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
 
 #: The last axis of an image space holds its channels; a longer one is no channel axis.
 MAX_CHANNELS = 16
@@ -72,7 +71,7 @@ class GymnasiumEnv:
         self._spec = EnvSpec(
             observation_shape=shape,
             observation_dtype=dtype,
-            num_actions=int(action_space.n),
+            actions=DiscreteActions(int(action_space.n)),
             action_repeat=action_repeat,
             padding=Padding.REPEAT_FIRST,
         )
@@ -93,10 +92,10 @@ class GymnasiumEnv:
         observations, _ = self._vector.reset(seed=seeds)
         return self._convert(observations)
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep:
+    def step(self, actions: Array) -> EnvStep:
         """Step all lanes by ``actions`` [L]; ValueError for unknown actions."""
-        require_actions(actions, self.num_lanes, self._spec.num_actions)
-        observations, rewards, terminated, truncated, _ = self._vector.step(actions + self._first_action)
+        numbers = require_actions(actions, self.num_lanes, self._spec.num_actions)
+        observations, rewards, terminated, truncated, _ = self._vector.step(numbers + self._first_action)
         return EnvStep(
             self._convert(observations),
             np.array(rewards, np.float32),

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from apexrl.config import ConfigError, EnvConfig
 from apexrl.envs import env_spec, make_vec
 from apexrl.envs.gymnasium_env import GymnasiumEnv
-from apexrl.types import EnvSpec, Padding
+from apexrl.types import DiscreteActions, EnvSpec, Padding
 
 
 class Counter(gymnasium.Env[np.ndarray, np.integer[Any]]):
@@ -73,7 +73,7 @@ def config(name: str) -> EnvConfig:
 
 def test_cartpole_spec_and_types() -> None:
     env = make_vec(config("CartPole-v1"), 3)
-    assert env.spec == EnvSpec((4,), "float32", 2, 1, Padding.REPEAT_FIRST)
+    assert env.spec == EnvSpec((4,), "float32", DiscreteActions(2), 1, Padding.REPEAT_FIRST)
     assert env.reset(1).shape == (3, 4)
     step = env.step(np.zeros(3, np.int64))
     assert (step.observation.dtype, step.reward.dtype) == (np.float32, np.float32)
