@@ -21,8 +21,8 @@ class EnvConfig:
     """The environment and its preprocessing."""
 
     id: str = shared("atari/pong")
-    """SUITE/NAME with suite atari, gymnasium, minatar or apex (small test problems), or PACKAGE.MODULE:FUNCTION for
-    your own vector environment."""
+    """SUITE/NAME with suite atari, dm_control, gymnasium, minatar or apex (small test problems), or
+    PACKAGE.MODULE:FUNCTION for your own vector environment."""
     stack: int = shared(4)
     """Frames per observation. 1 = no stacking."""
     action_repeat: int = shared(4)
@@ -45,6 +45,8 @@ class EnvConfig:
     """Clip training rewards to [-x, x]; 0 = no clipping. Reported returns are never clipped."""
     reward_scale: float = shared(1.0)
     """Factor on training rewards, before clipping."""
+    worker_processes: int = 0
+    """Processes that step the lanes of an actor or evaluator between them; 0 = its own. gymnasium and dm_control."""
 
     def __post_init__(self) -> None:
         require(bool(self.id), "env.id", self.id, "SUITE/NAME or PACKAGE.MODULE:FUNCTION")
@@ -55,6 +57,7 @@ class EnvConfig:
         require(self.max_episode_frames > 0, "env.max_episode_frames", self.max_episode_frames, "above 0")
         require(self.reward_clip >= 0.0, "env.reward_clip", self.reward_clip, "0 (off) or above")
         require(self.reward_scale > 0.0, "env.reward_scale", self.reward_scale, "above 0")
+        require(0 <= self.worker_processes <= 256, "env.worker_processes", self.worker_processes, "in [0, 256]")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from apexrl.config import ConfigError, EnvConfig
-from apexrl.envs.errors import unknown_name
+from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
 from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
@@ -36,6 +36,7 @@ def names() -> list[str]:
 
 def make(name: str, config: EnvConfig, num_lanes: int, *, num_threads: int, evaluation: bool, record: bool) -> AtariEnv:
     """Make the game ``name``; ConfigError if ale-py has no such game or its ROM is missing."""
+    refuse_options(config, "atari", "worker_processes")
     _require_game(name, config.id)
     return AtariEnv(name, config, num_lanes, num_threads=num_threads, evaluation=evaluation, record=record)
 

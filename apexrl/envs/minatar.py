@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from apexrl.config import EnvConfig
-from apexrl.envs.errors import unknown_name
+from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
 from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
@@ -44,6 +44,7 @@ def make(
     name: str, config: EnvConfig, num_lanes: int, *, num_threads: int, evaluation: bool, record: bool
 ) -> MinAtarEnv:
     """Make the game ``name``; ConfigError if there is no such game."""
+    refuse_options(config, "minatar", "worker_processes")
     if name not in _GAMES:
         raise unknown_name(config.id, "minatar", name, _GAMES)
     return MinAtarEnv(name, config, num_lanes, evaluation=evaluation)

@@ -29,7 +29,7 @@ def make(
     name: str, config: EnvConfig, num_lanes: int, *, num_threads: int, evaluation: bool, record: bool
 ) -> CatchEnv | ScriptedEnv:
     """Make the problem ``name``; ConfigError if there is no such problem."""
-    refuse_options(config, "apex", "sticky_actions", "full_action_space")
+    refuse_options(config, "apex", "sticky_actions", "full_action_space", "worker_processes")
     if name == "catch":
         return CatchEnv(num_lanes)
     if name == "scripted":

@@ -21,6 +21,8 @@ from apexrl.types import EnvSpec, EnvStep
         ("apex/catch", 2, 100),
         ("apex/scripted", 3, 100),
         ("gymnasium/CartPole-v1", 2, 150),
+        ("gymnasium/Pendulum-v1", 2, 410),
+        ("gymnasium/InvertedPendulum-v5", 2, 60),
         ("minatar/breakout", 2, 150),
         ("minatar/seaquest", 2, 150),
         ("atari/breakout", 1, 60),
