@@ -82,6 +82,7 @@ class RemoverKind(StrEnum):
     """Which items leave a table that is over its capacity."""
 
     FIFO = "fifo"
+    PRIORITIZED = "prioritized"
 
 
 class InitialPriority(StrEnum):
@@ -231,7 +232,8 @@ class TableConfig:
     """A table as data: the first stream that names it creates it, later ones must have its signature.
 
     Everything else follows the newest learner. ``capacity_items`` is soft: inserts never wait for eviction.
-    ``budget_bytes`` is hard.
+    ``budget_bytes`` is hard. ``remover_exponent`` is alpha_evict of the prioritized remover, which draws what leaves
+    in proportion to (p + epsilon)^alpha_evict (Horgan et al. 2018, appendix D: -0.4).
     """
 
     name: str
@@ -241,6 +243,7 @@ class TableConfig:
     budget_bytes: int
     remover: RemoverKind = RemoverKind.FIFO
     initial_priority: InitialPriority = InitialPriority.ACTOR
+    remover_exponent: float = -0.4
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -252,11 +255,21 @@ class TableConfig:
             )
         if self.budget_bytes < 1 << 20:
             raise SignatureError(f"table {self.name!r}: budget_bytes is {self.budget_bytes}, must be at least 1 MiB")
+        if not -4.0 <= self.remover_exponent <= 0.0:
+            raise SignatureError(
+                f"table {self.name!r}: remover_exponent is {self.remover_exponent}, must be in [-4, 0]"
+            )
 
     @property
     def num_pages(self) -> int:
-        """Pages allocated at creation: the soft capacity, a tenth more, and 64 for what arrives between two trims."""
-        return math.ceil(self.capacity_items / self.signature.geometry.starts * 1.1) + 64
+        """Pages allocated at creation: the soft capacity, a tenth more, and 64 for what arrives between two trims.
+
+        Under prioritized removal a page stays until its last item has left. Were all items as likely to leave, a page
+        of s items would live 1 + 1/2 + ... + 1/s times as long as one item, and so many times the pages be in use.
+        """
+        starts = self.signature.geometry.starts
+        longer = sum(1.0 / k for k in range(1, starts + 1)) if self.remover is RemoverKind.PRIORITIZED else 1.0
+        return math.ceil(self.capacity_items / starts * longer * 1.1) + 64
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,11 @@ class ReplayConfig:
     """Frames over which beta goes linearly to its final value; 0 = constant."""
     initial_priority: Literal["actor", "max"] = "actor"
     """Priority of new items: the actor's own TD error (Ape-X) or the table's maximum so far (PER)."""
+    remover: Literal["fifo", "prioritized"] = "fifo"
+    """What leaves a table beyond its capacity: the oldest pages (Ape-X DQN), or items drawn by priority (Ape-X DPG),
+    which wants `chunk_starts` 1 and takes no journal."""
+    remover_exponent: float = -0.4
+    """alpha_evict of the prioritized remover: P(i leaves) ~ p_i^alpha_evict (Ape-X DPG -0.4; 0 = all alike)."""
     capacity_items: int = 2_000_000
     """Soft capacity in items (transitions) of all shards together. Ape-X: 2,000,000."""
     budget_bytes: int = 4 << 30
@@ -129,6 +134,16 @@ class ReplayConfig:
             "replay.importance_sampling_anneal_frames",
             self.importance_sampling_anneal_frames,
             "0 (constant) or above",
+        )
+        removers = ("fifo", "prioritized")
+        require(self.remover in removers, "replay.remover", self.remover, " or ".join(removers))
+        require(-4.0 <= self.remover_exponent <= 0.0, "replay.remover_exponent", self.remover_exponent, "in [-4, 0]")
+        require(
+            self.remover == "fifo" or not self.journal_directory,
+            "replay.remover",
+            self.remover,
+            f"fifo with replay.journal_directory = {self.journal_directory!r} (a journal gives back only what left "
+            "first in, first out)",
         )
         require(1 <= self.chunk_starts <= 512, "replay.chunk_starts", self.chunk_starts, "in [1, 512]")
         require(

@@ -97,9 +97,8 @@ class Shard:
 
     def marks(self) -> list[int]:
         """Of the chunks held, oldest first."""
-        table = self.table
-        pages = (table._oldest + np.arange(table.pages_used)) % table.num_pages
-        return [int(np.frombuffer(table.page_chunk(int(page)).blocks[0], np.int32)[0]) for page in pages]
+        pages = self.table.pages_in_order().tolist()
+        return [int(np.frombuffer(self.table.page_chunk(page).blocks[0], np.int32)[0]) for page in pages]
 
 
 @pytest.fixture
