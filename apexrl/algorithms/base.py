@@ -88,7 +88,11 @@ class Algorithm(Protocol):
         epsilons: npt.NDArray[np.float64],
         generator: np.random.Generator,
     ) -> ActorOutput:
-        """Choose actions for stacked observations [L, ...]; ``epsilons`` [L] is each lane's exploration."""
+        """Choose actions for stacked observations [L, ...].
+
+        ``epsilons`` [L] in [0, 1] is how much each lane explores, by the algorithm's own measure (share of random
+        actions, standard deviation of noise); 0 = not at all, as evaluations want.
+        """
         ...
 
     def initial_priorities(self, windows: ItemWindows) -> npt.NDArray[np.float32]:

@@ -180,8 +180,9 @@ class DeterministicPolicyAlgorithm:
         self._context = self._stack - 1
         self._head = head
         replay = config.replay
-        # Who draws uniformly never looks at an initial priority; then actors need not evaluate the critic.
-        self._estimates = replay.selector != "uniform" and replay.initial_priority == "actor"
+        # Where neither draws nor removals look at priorities, actors need not evaluate the critic.
+        reads = replay.selector != "uniform" or replay.remover != "fifo"
+        self._estimates = reads and replay.initial_priority == "actor"
         self._compare = torch.compile(self._compared, dynamic=False) if config.learner.compile else self._compared
         self._value = torch.compile(self._value_of, dynamic=False) if config.learner.compile else self._value_of
         self._parallel: BatchParallel[LossOutput] = BatchParallel(config.learner.batch_threads)
@@ -347,8 +348,7 @@ class DeterministicPolicyAlgorithm:
         compared = self._head.compare(
             outputs, transitions.returns, transitions.bootstrap_discounts, bootstrap_outputs, noise
         )
-        with torch.no_grad():
-            values = self._head.mean(outputs)
+        values = self._head.mean(outputs.detach())
         return transitions.weights * compared.losses, values, compared._replace(losses=compared.losses.detach())
 
     def _value_of(self, online: ActorCritic, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from apexrl.types import (
     EnvSpec,
     Geometry,
     InitialPriority,
+    RemoverKind,
     Scope,
     SelectorConfig,
     SelectorKind,
@@ -42,6 +43,8 @@ def n_step_table(config: ExperimentConfig[Any], spec: EnvSpec, n_steps: int) -> 
         selector=SelectorConfig(SelectorKind(replay.selector), replay.priority_exponent, replay.uniform_mixture),
         capacity_items=replay.shard_capacity_items,
         budget_bytes=replay.budget_bytes,
+        remover=RemoverKind(replay.remover),
+        remover_exponent=replay.remover_exponent,
         initial_priority=InitialPriority(replay.initial_priority),
     )
     return TableSpec(table, NStepWindows(n_steps))

@@ -167,7 +167,7 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class ExplorationConfig:
-    """Epsilon of each lane."""
+    """How much each lane explores: epsilon of epsilon-greedy actions, or the standard deviation of Gaussian noise."""
 
     mode: Literal["ladder", "paper", "fixed"] = "ladder"
     """ladder: leased index k gets base^(a + b u_k), u by bit reversal, so that scaling shifts nobody (equals the

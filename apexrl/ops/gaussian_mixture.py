@@ -41,7 +41,7 @@ def log_density(mixture: GaussianMixture, values: torch.Tensor) -> torch.Tensor:
 def samples(mixture: GaussianMixture, uniforms: torch.Tensor, normals: torch.Tensor) -> torch.Tensor:
     """Samples [B, S]: ``uniforms`` in [0, 1) choose the component, ``normals`` the place in it; both [B, S]."""
     bounds = mixture.log_weights.exp().cumsum(dim=1)
-    chosen = torch.searchsorted(bounds, uniforms, right=True).clamp(max=bounds.shape[1] - 1)
+    chosen = torch.searchsorted(bounds, uniforms.contiguous(), right=True).clamp(max=bounds.shape[1] - 1)
     return mixture.means.gather(1, chosen) + mixture.stddevs.gather(1, chosen) * normals
 
 
