@@ -262,14 +262,19 @@ class TableConfig:
 
     @property
     def num_pages(self) -> int:
-        """Pages allocated at creation: the soft capacity, a tenth more, and 64 for what arrives between two trims.
+        """Pages allocated at creation: the soft capacity, a tenth more, and 64 for what arrives between two trims."""
+        return math.ceil(self.pages_in_use * 1.1) + 64
+
+    @property
+    def pages_in_use(self) -> float:
+        """Pages that the soft capacity fills.
 
         Under prioritized removal a page stays until its last item has left. Were all items as likely to leave, a page
         of s items would live 1 + 1/2 + ... + 1/s times as long as one item, and so many times the pages be in use.
         """
         starts = self.signature.geometry.starts
         longer = sum(1.0 / k for k in range(1, starts + 1)) if self.remover is RemoverKind.PRIORITIZED else 1.0
-        return math.ceil(self.capacity_items / starts * longer * 1.1) + 64
+        return self.capacity_items / starts * longer
 
 
 @dataclass(frozen=True)
