@@ -172,7 +172,7 @@ class PrioritizedRemover:
 
     Weights lie in a second sum tree. Nothing reads it between two trims, so it is brought up to date then, from
     priorities as they are by then, and by whoever makes the 4096th change in between; no update and no insert pays
-    for a pass of its own. Measured at 10^6 items, docs/adr/0008.
+    for a pass of its own. Measured at 10^6 items, docs/adr/0010.
 
     Args:
         lengths: [pages * starts] of the item at each leaf, 0 = none; a view of the table's array.
