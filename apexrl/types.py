@@ -82,6 +82,7 @@ class RemoverKind(StrEnum):
     """Which items leave a table that is over its capacity."""
 
     FIFO = "fifo"
+    PRIORITIZED = "prioritized"
 
 
 class InitialPriority(StrEnum):
@@ -231,7 +232,8 @@ class TableConfig:
     """A table as data: the first stream that names it creates it, later ones must have its signature.
 
     Everything else follows the newest learner. ``capacity_items`` is soft: inserts never wait for eviction.
-    ``budget_bytes`` is hard.
+    ``budget_bytes`` is hard. ``remover_exponent`` is alpha_evict of the prioritized remover, which draws what leaves
+    in proportion to (p + epsilon)^alpha_evict (Horgan et al. 2018, appendix D: -0.4).
     """
 
     name: str
@@ -241,6 +243,7 @@ class TableConfig:
     budget_bytes: int
     remover: RemoverKind = RemoverKind.FIFO
     initial_priority: InitialPriority = InitialPriority.ACTOR
+    remover_exponent: float = -0.4
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -252,11 +255,26 @@ class TableConfig:
             )
         if self.budget_bytes < 1 << 20:
             raise SignatureError(f"table {self.name!r}: budget_bytes is {self.budget_bytes}, must be at least 1 MiB")
+        if not -4.0 <= self.remover_exponent <= 0.0:
+            raise SignatureError(
+                f"table {self.name!r}: remover_exponent is {self.remover_exponent}, must be in [-4, 0]"
+            )
 
     @property
     def num_pages(self) -> int:
         """Pages allocated at creation: the soft capacity, a tenth more, and 64 for what arrives between two trims."""
-        return math.ceil(self.capacity_items / self.signature.geometry.starts * 1.1) + 64
+        return math.ceil(self.pages_in_use * 1.1) + 64
+
+    @property
+    def pages_in_use(self) -> float:
+        """Pages that the soft capacity fills.
+
+        Under prioritized removal a page stays until its last item has left. Were all items as likely to leave, a page
+        of s items would live 1 + 1/2 + ... + 1/s times as long as one item, and so many times the pages be in use.
+        """
+        starts = self.signature.geometry.starts
+        longer = sum(1.0 / k for k in range(1, starts + 1)) if self.remover is RemoverKind.PRIORITIZED else 1.0
+        return self.capacity_items / starts * longer
 
 
 @dataclass(frozen=True)
@@ -327,18 +345,70 @@ class ItemWindows(NamedTuple):
 
 
 @dataclass(frozen=True)
+class DiscreteActions:
+    """One of ``count`` actions, numbered from 0."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"actions.count is {self.count}, must be at least 1")
+
+    @property
+    def dtype(self) -> str:
+        """Element type of an action in a row."""
+        return "int32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an action in a row."""
+        return ()
+
+
+@dataclass(frozen=True)
+class ContinuousActions:
+    """Vectors of ``size`` numbers in [-1, 1]; the environment maps them to its own bounds."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"actions.size is {self.size}, must be at least 1")
+
+    @property
+    def dtype(self) -> str:
+        """Element type of an action in a row."""
+        return "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an action in a row."""
+        return (self.size,)
+
+
+ActionSpec = DiscreteActions | ContinuousActions
+
+
+@dataclass(frozen=True)
 class EnvSpec:
     """What networks and tables must know of an environment.
 
-    ``observation_shape`` is that of one unstacked frame; images are channels first. ``num_actions`` counts discrete
-    actions. ``action_repeat`` is the number of frames one step takes (4 on Atari).
+    ``observation_shape`` is that of one unstacked frame; images are channels first. ``action_repeat`` is the number
+    of frames one step takes (4 on Atari).
     """
 
     observation_shape: tuple[int, ...]
     observation_dtype: str
-    num_actions: int
+    actions: ActionSpec
     action_repeat: int = 1
     padding: Padding = Padding.ZEROS
+
+    @property
+    def num_actions(self) -> int:
+        """Number of discrete actions; ValueError for a continuous space."""
+        if not isinstance(self.actions, DiscreteActions):
+            raise ValueError(f"the environment has {self.actions}, which cannot be counted; DiscreteActions are needed")
+        return self.actions.count
 
     def network_input_shape(self, stack: int) -> tuple[int, ...]:
         """Shape of the stacked observation: frames join the channel axis, vectors are concatenated."""
@@ -378,7 +448,9 @@ class VectorEnv(Protocol):
         """Start all lanes; returns the first observations [L, *observation_shape]."""
         ...
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep: ...
+    def step(self, actions: Array) -> EnvStep:
+        """Step all lanes by ``actions``: [L] int64 for discrete spaces, [L, A] float32 for continuous ones."""
+        ...
 
     def render(self) -> Array:
         """An RGB picture [H, W, 3] uint8 of lane 0."""

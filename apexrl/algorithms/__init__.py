@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from apexrl.algorithms.apex_dpg import ApexDPG
 from apexrl.algorithms.apex_dqn import ApexDQN
 from apexrl.algorithms.base import Algorithm, AlgorithmFactory
+from apexrl.algorithms.d4pg import D4PG
 from apexrl.config import ConfigError, ExperimentConfig
 from apexrl.types import EnvSpec
 
 #: Value of ``algorithm.name`` -> how to make the algorithm.
 REGISTRY: dict[str, AlgorithmFactory] = {
+    "apex_dpg": ApexDPG,
     "apex_dqn": ApexDQN,
+    "d4pg": D4PG,
 }
 
 #: Value of ``algorithm.name`` -> the dataclass of that section.

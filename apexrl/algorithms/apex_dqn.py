@@ -19,31 +19,17 @@ import torch
 from torch import nn
 
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
-from apexrl.config import ExperimentConfig, require, shared
-from apexrl.experience.windows import NStepWindows
+from apexrl.algorithms.tables import n_step_table
+from apexrl.config import ConfigError, ExperimentConfig, require, shared
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
 from apexrl.ops.batch_parallel import BatchParallel
 from apexrl.ops.exploration import epsilon_greedy
 from apexrl.ops.frames import stack_frames
-from apexrl.ops.optimization import RMSProp, clip_scale, guarded_step
+from apexrl.ops.optimization import RMSProp, clip_scale, copy_parameters, guarded_step
 from apexrl.ops.rescaling import h_inverse
 from apexrl.ops.returns import n_step
 from apexrl.ops.value_learning import bootstrapped_targets, double_q_values, huber_loss, q_values_of, squared_loss
-from apexrl.types import (
-    COMPRESSION_THRESHOLD_BYTES_PER_CHUNK,
-    ROW_COLUMNS,
-    Codec,
-    ColumnSpec,
-    EnvSpec,
-    Geometry,
-    InitialPriority,
-    ItemWindows,
-    Scope,
-    SelectorConfig,
-    SelectorKind,
-    Signature,
-    TableConfig,
-)
+from apexrl.types import DiscreteActions, EnvSpec, ItemWindows
 
 #: Decay of the running mean of squared gradients where the configuration leaves it at 0.
 USUAL_DECAY = {"rmsprop_centered": 0.95, "rmsprop": 0.95, "adam": 0.999}
@@ -148,8 +134,13 @@ class ApexDQN:
     Config: ClassVar[type[ApexDQNConfig]] = ApexDQNConfig
 
     def __init__(self, config: ExperimentConfig[ApexDQNConfig], spec: EnvSpec) -> None:
+        if not isinstance(spec.actions, DiscreteActions):
+            raise ConfigError(
+                f"algorithm.name is 'apex_dqn', which needs discrete actions, but env.id {config.env.id!r} has "
+                f"{spec.actions}"
+            )
         self._config = config.algorithm
-        self._replay = config.replay
+        self._experiment = config
         self._stack = config.env.stack
         self._spec = spec
         self._context = self._stack - 1
@@ -164,26 +155,7 @@ class ApexDQN:
 
     def tables(self) -> tuple[TableSpec, ...]:
         """One table ``replay`` of n-step items, with rows of one frame each."""
-        replay = self._replay
-        geometry = Geometry(context=self._context, starts=replay.chunk_starts, tail=self._config.n_steps)
-        observation = ColumnSpec("observation", self._spec.observation_dtype, self._spec.observation_shape)
-        if observation.value_bytes * geometry.rows > COMPRESSION_THRESHOLD_BYTES_PER_CHUNK:
-            observation = ColumnSpec(observation.name, observation.dtype, observation.shape, codec=Codec.LZ4)
-        columns = (
-            *(ColumnSpec(name, dtype) for name, dtype in ROW_COLUMNS),
-            ColumnSpec("action", "int32"),
-            observation,
-            ColumnSpec("parameter_version", "uint64", scope=Scope.ITEM),
-        )
-        config = TableConfig(
-            name="replay",
-            signature=Signature(columns, geometry, self._stack, self._spec.padding),
-            selector=SelectorConfig(SelectorKind(replay.selector), replay.priority_exponent, replay.uniform_mixture),
-            capacity_items=replay.shard_capacity_items,
-            budget_bytes=replay.budget_bytes,
-            initial_priority=InitialPriority(replay.initial_priority),
-        )
-        return (TableSpec(config, NStepWindows(self._config.n_steps)),)
+        return (n_step_table(self._experiment, self._spec, self._config.n_steps),)
 
     def initial_core_state(self, num_lanes: int) -> CoreState:
         """The policy is feed-forward: {}."""
@@ -332,9 +304,3 @@ def make_optimizer(config: OptimizerConfig, networks: nn.Module) -> torch.optim.
         epsilon=config.epsilon,
         centered=config.kind == "rmsprop_centered",
     )
-
-
-@torch.no_grad()
-def copy_parameters(source: nn.Module, destination: nn.Module) -> None:
-    """Copy all parameters between two modules of one architecture, in place."""
-    torch._foreach_copy_(list(destination.parameters()), list(source.parameters()))

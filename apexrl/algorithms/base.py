@@ -26,7 +26,8 @@ CoreState = dict[str, Array]
 class ActorOutput(NamedTuple):
     """One policy evaluation of all lanes; every array has a leading axis [L]."""
 
-    actions: npt.NDArray[np.int64]
+    actions: Array
+    """[L] int64 for discrete spaces, [L, A] float32 in [-1, 1] for continuous ones."""
     step_columns: dict[str, Array]
     """Columns of the row besides those of the environment (e.g. behaviour logits)."""
     item_columns: dict[str, Array]
@@ -87,7 +88,11 @@ class Algorithm(Protocol):
         epsilons: npt.NDArray[np.float64],
         generator: np.random.Generator,
     ) -> ActorOutput:
-        """Choose actions for stacked observations [L, ...]; ``epsilons`` [L] is each lane's exploration."""
+        """Choose actions for stacked observations [L, ...].
+
+        ``epsilons`` [L] in [0, 1] is how much each lane explores, by the algorithm's own measure (share of random
+        actions, standard deviation of noise); 0 = not at all, as evaluations want.
+        """
         ...
 
     def initial_priorities(self, windows: ItemWindows) -> npt.NDArray[np.float32]:

@@ -21,8 +21,8 @@ class EnvConfig:
     """The environment and its preprocessing."""
 
     id: str = shared("atari/pong")
-    """SUITE/NAME with suite atari, gymnasium, minatar or apex (small test problems), or PACKAGE.MODULE:FUNCTION for
-    your own vector environment."""
+    """SUITE/NAME with suite atari, dm_control, gymnasium, minatar or apex (small test problems), or
+    PACKAGE.MODULE:FUNCTION for your own vector environment."""
     stack: int = shared(4)
     """Frames per observation. 1 = no stacking."""
     action_repeat: int = shared(4)
@@ -45,6 +45,8 @@ class EnvConfig:
     """Clip training rewards to [-x, x]; 0 = no clipping. Reported returns are never clipped."""
     reward_scale: float = shared(1.0)
     """Factor on training rewards, before clipping."""
+    worker_processes: int = 0
+    """Processes that step the lanes of an actor or evaluator between them; 0 = its own. gymnasium and dm_control."""
 
     def __post_init__(self) -> None:
         require(bool(self.id), "env.id", self.id, "SUITE/NAME or PACKAGE.MODULE:FUNCTION")
@@ -55,6 +57,7 @@ class EnvConfig:
         require(self.max_episode_frames > 0, "env.max_episode_frames", self.max_episode_frames, "above 0")
         require(self.reward_clip >= 0.0, "env.reward_clip", self.reward_clip, "0 (off) or above")
         require(self.reward_scale > 0.0, "env.reward_scale", self.reward_scale, "above 0")
+        require(0 <= self.worker_processes <= 256, "env.worker_processes", self.worker_processes, "in [0, 256]")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class ReplayConfig:
     """Frames over which beta goes linearly to its final value; 0 = constant."""
     initial_priority: Literal["actor", "max"] = "actor"
     """Priority of new items: the actor's own TD error (Ape-X) or the table's maximum so far (PER)."""
+    remover: Literal["fifo", "prioritized"] = "fifo"
+    """What leaves a table beyond its capacity: the oldest pages (Ape-X DQN), or items drawn by priority (Ape-X DPG),
+    which wants `chunk_starts` 1 and takes no journal."""
+    remover_exponent: float = -0.4
+    """alpha_evict of the prioritized remover: P(i leaves) ~ p_i^alpha_evict (Ape-X DPG -0.4; 0 = all alike)."""
     capacity_items: int = 2_000_000
     """Soft capacity in items (transitions) of all shards together. Ape-X: 2,000,000."""
     budget_bytes: int = 4 << 30
@@ -127,6 +135,16 @@ class ReplayConfig:
             self.importance_sampling_anneal_frames,
             "0 (constant) or above",
         )
+        removers = ("fifo", "prioritized")
+        require(self.remover in removers, "replay.remover", self.remover, " or ".join(removers))
+        require(-4.0 <= self.remover_exponent <= 0.0, "replay.remover_exponent", self.remover_exponent, "in [-4, 0]")
+        require(
+            self.remover == "fifo" or not self.journal_directory,
+            "replay.remover",
+            self.remover,
+            f"fifo with replay.journal_directory = {self.journal_directory!r} (a journal gives back only what left "
+            "first in, first out)",
+        )
         require(1 <= self.chunk_starts <= 512, "replay.chunk_starts", self.chunk_starts, "in [1, 512]")
         require(
             self.shard_capacity_items >= self.chunk_starts,
@@ -149,7 +167,7 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class ExplorationConfig:
-    """Epsilon of each lane."""
+    """How much each lane explores: epsilon of epsilon-greedy actions, or the standard deviation of Gaussian noise."""
 
     mode: Literal["ladder", "paper", "fixed"] = "ladder"
     """ladder: leased index k gets base^(a + b u_k), u by bit reversal, so that scaling shifts nobody (equals the

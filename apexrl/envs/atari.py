@@ -15,10 +15,10 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from apexrl.config import ConfigError, EnvConfig
-from apexrl.envs.errors import unknown_name
+from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
 
 FRAME_SIDE = 84
 
@@ -36,6 +36,7 @@ def names() -> list[str]:
 
 def make(name: str, config: EnvConfig, num_lanes: int, *, num_threads: int, evaluation: bool, record: bool) -> AtariEnv:
     """Make the game ``name``; ConfigError if ale-py has no such game or its ROM is missing."""
+    refuse_options(config, "atari", "worker_processes")
     _require_game(name, config.id)
     return AtariEnv(name, config, num_lanes, num_threads=num_threads, evaluation=evaluation, record=record)
 
@@ -69,7 +70,7 @@ class AtariEnv:
         self._spec = EnvSpec(
             observation_shape=(FRAME_SIDE, FRAME_SIDE),
             observation_dtype="uint8",
-            num_actions=len(self._vector.ale.get_action_set()),
+            actions=DiscreteActions(len(self._vector.ale.get_action_set())),
             action_repeat=config.action_repeat,
             padding=Padding.ZEROS,
         )
@@ -106,12 +107,12 @@ class AtariEnv:
         frames: Array = observations[:, 0]
         return frames
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep:
+    def step(self, actions: Array) -> EnvStep:
         """Step all lanes by ``actions`` [L]; RuntimeError before the first reset, ValueError for unknown actions."""
         if self._lives is None:
             raise RuntimeError("reset(seed) must come before the first step")
-        require_actions(actions, self._num_lanes, self._spec.num_actions)
-        observations, rewards, terminated, truncated, info = self._open().step(actions)
+        numbers = require_actions(actions, self._num_lanes, self._spec.num_actions)
+        observations, rewards, terminated, truncated, info = self._open().step(numbers)
         lives = info["lives"]
         if self._marks_life_loss:
             # A reset may lower the count too (after bonus lives): the step after an end is no life loss.
@@ -122,7 +123,7 @@ class AtariEnv:
         self._ended = terminated | truncated
         self._picture = observations[0, 0]
         if self._colour is not None:
-            self._picture = self._colour.step(actions[:1])[0][0, 0]
+            self._picture = self._colour.step(numbers[:1])[0][0, 0]
         return EnvStep(observations[:, 0], rewards.astype(np.float32), terminated, truncated, life_lost)
 
     def render(self) -> Array:

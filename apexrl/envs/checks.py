@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from apexrl.types import Array, EnvSpec, EnvStep, VectorEnv
+from apexrl.types import ActionSpec, Array, ContinuousActions, DiscreteActions, EnvSpec, EnvStep, VectorEnv
 
 #: Ends whose final observation must differ from the following first one at least once before we complain.
 _MIN_ENDS = 3
@@ -80,9 +80,10 @@ class _Checker:
                 self.report(f"spec.observation_dtype is {spec.observation_dtype!r}, must be an integer or float type")
         except TypeError:
             self.report(f"spec.observation_dtype is {spec.observation_dtype!r}, must be the name of a NumPy type")
-        for name in ("num_actions", "action_repeat"):
-            if getattr(spec, name) < 1:
-                self.report(f"spec.{name} is {getattr(spec, name)}, must be at least 1")
+        if not isinstance(spec.actions, DiscreteActions | ContinuousActions):
+            self.report(f"spec.actions is {spec.actions!r}, must be DiscreteActions or ContinuousActions")
+        if spec.action_repeat < 1:
+            self.report(f"spec.action_repeat is {spec.action_repeat}, must be at least 1")
         return not self.problems
 
     def _check_reset(self) -> bool:
@@ -93,7 +94,7 @@ class _Checker:
         """Equal seeds and actions give equal steps, in two copies and after a second reset."""
         first, second = self._pair
         random = np.random.default_rng(self._seed)
-        actions = random.integers(0, first.spec.num_actions, (self._num_steps, self._num_lanes))
+        actions = [_random_actions(random, first.spec.actions, self._num_lanes) for _ in range(self._num_steps)]
         start = np.array(first.reset(self._seed))
         if not _equal(start, second.reset(self._seed)):
             self.report("reset: two copies with equal seeds return different observations")
@@ -125,15 +126,16 @@ class _Checker:
     def _check_ends(self) -> None:
         """NEXT_STEP autoreset: the step after an end ignores its action, has reward 0 and starts an episode."""
         first, second = self._pair
-        num_actions = first.spec.num_actions
         random = np.random.default_rng(self._seed + 1)
         previous = first.reset(self._seed + 1)
         second.reset(self._seed + 1)
         ended = np.zeros(self._num_lanes, np.bool_)
         for _ in range(self._num_steps):
-            actions = random.integers(0, num_actions, self._num_lanes)
+            actions = _random_actions(random, first.spec.actions, self._num_lanes)
+            others = actions.copy()
+            others[ended] = _other_actions(first.spec.actions, actions[ended])
             step = first.step(actions)
-            other = second.step(np.where(ended, (actions + 1) % num_actions, actions))
+            other = second.step(others)
             if not self._check_step(step, first.spec):
                 return
             if difference := _difference(step, other):
@@ -215,3 +217,14 @@ def _difference(step: EnvStep, other: EnvStep) -> str:
         if not np.array_equal(getattr(step, name), getattr(other, name)):
             return name
     return ""
+
+
+def _random_actions(random: np.random.Generator, spec: ActionSpec, num_lanes: int) -> Array:
+    if isinstance(spec, DiscreteActions):
+        return random.integers(0, spec.count, num_lanes)
+    return random.uniform(-1.0, 1.0, (num_lanes, spec.size)).astype(np.float32)
+
+
+def _other_actions(spec: ActionSpec, actions: Array) -> Array:
+    """Valid actions that differ from ``actions`` (but for a space of a single one)."""
+    return (actions + 1) % spec.count if isinstance(spec, DiscreteActions) else np.negative(actions)

@@ -1,25 +1,29 @@
-"""Environments registered with gymnasium, stepped one after another in the caller's thread."""
+"""Environments registered with gymnasium, stepped one after another by the caller or by worker processes."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apexrl.config import ConfigError, EnvConfig
 from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
+from apexrl.envs.offscreen import no_graphics_driver
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, EnvSpec, EnvStep, Padding
+from apexrl.envs.spaces import BoundedActions, ObservationLayout
+from apexrl.envs.worker_processes import Maker, WorkerVectorEnv
+from apexrl.types import ActionSpec, Array, DiscreteActions, EnvSpec, EnvStep, Padding
 
-#: The last axis of an image space holds its channels; a longer one is no channel axis.
-MAX_CHANNELS = 16
+#: Folder of gymnasium's entry points -> the extra of this package that brings what they import.
+_EXTRAS = {"gymnasium.envs.mujoco": "mujoco"}
 
 
 def names() -> list[str]:
@@ -33,11 +37,23 @@ def make(
     """Make ``num_lanes`` of the registered id ``name`` (also MODULE:ID, as gymnasium understands it)."""
     refuse_options(config, "gymnasium", "sticky_actions", "full_action_space")
     makers = [
-        functools.partial(_make_one, name, config.id, "rgb_array" if record and lane == 0 else None)
+        functools.partial(make_env, name, config.id, "rgb_array" if record and lane == 0 else None)
         for lane in range(num_lanes)
     ]
-    # Always SyncVectorEnv: a vector entry point of an environment's own may reset and truncate in its own way.
-    vector = SyncVectorEnv(makers, copy=True, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return make_lanes(makers, config, draw_in_worker=record and _extra(name) == "mujoco")
+
+
+def make_lanes(makers: Sequence[Maker], config: EnvConfig, *, draw_in_worker: bool) -> GymnasiumEnv:
+    """One lane per maker, stepped by ``config.worker_processes`` processes; a single lane by the caller.
+
+    With ``draw_in_worker`` there is at least one process, which can draw lane 0 (see :mod:`apexrl.envs.offscreen`).
+    """
+    vector: gymnasium.vector.VectorEnv[Any, Any, Any]
+    if draw_in_worker or (config.worker_processes > 0 and len(makers) > 1):
+        vector = WorkerVectorEnv(makers, max(1, config.worker_processes), config.id, draw=draw_in_worker)
+    else:
+        # Never a vector entry point of an environment's own, which may reset and truncate in its own way.
+        vector = SyncVectorEnv(makers, copy=True, autoreset_mode=AutoresetMode.NEXT_STEP)
     try:
         return GymnasiumEnv(vector, env_id=config.id)
     except ConfigError:
@@ -48,8 +64,9 @@ def make(
 class GymnasiumEnv:
     """A gymnasium vector environment as a :class:`~apexrl.types.VectorEnv`; also for vector environments of your own.
 
-    Actions must be Discrete. Observations must be a Box: one-dimensional ones become float32 vectors, uint8 images
-    [H, W, C] become [C, H, W], uint8 planes [H, W] stay.
+    Actions must be Discrete, or a Box of finite bounds, to which [-1, 1] is mapped
+    (:class:`~apexrl.envs.spaces.BoundedActions`). Observations are laid out by
+    :class:`~apexrl.envs.spaces.ObservationLayout`.
 
     Raises:
         ConfigError: Another space, or another autoreset mode than NEXT_STEP.
@@ -62,22 +79,31 @@ class GymnasiumEnv:
         mode = vector.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.NEXT_STEP.value):
             raise ConfigError(f"env.id is {env_id!r}: its metadata['autoreset_mode'] is {mode!r}, must be NEXT_STEP")
-        shape, dtype = _observation_layout(vector.single_observation_space, env_id)
+        self._layout = ObservationLayout(vector.single_observation_space, env_id)
         action_space = vector.single_action_space
-        if not isinstance(action_space, Discrete):
-            raise ConfigError(f"env.id is {env_id!r}: its action space is {action_space}, must be Discrete")
+        self._bounds: BoundedActions | None = None
+        self._first_action = 0
+        actions: ActionSpec
+        if isinstance(action_space, Box):
+            self._bounds = BoundedActions(action_space, env_id)
+            actions = self._bounds.spec
+        elif isinstance(action_space, Discrete):
+            self._first_action = int(action_space.start)
+            actions = DiscreteActions(int(action_space.n))
+        else:
+            raise ConfigError(f"env.id is {env_id!r}: its action space is {action_space}, must be Discrete or a Box")
         self._vector = vector
-        self._channels_last = len(shape) == 3
-        self._first_action = int(action_space.start)
+        self._env_id = env_id
         self._spec = EnvSpec(
-            observation_shape=shape,
-            observation_dtype=dtype,
-            num_actions=int(action_space.n),
+            observation_shape=self._layout.shape,
+            observation_dtype=self._layout.dtype,
+            actions=actions,
             action_repeat=action_repeat,
             padding=Padding.REPEAT_FIRST,
         )
         self._latest: Array | None = None
         self._closed = False
+        self._can_draw = True
 
     @property
     def spec(self) -> EnvSpec:
@@ -93,10 +119,13 @@ class GymnasiumEnv:
         observations, _ = self._vector.reset(seed=seeds)
         return self._convert(observations)
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep:
-        """Step all lanes by ``actions`` [L]; ValueError for unknown actions."""
-        require_actions(actions, self.num_lanes, self._spec.num_actions)
-        observations, rewards, terminated, truncated, _ = self._vector.step(actions + self._first_action)
+    def step(self, actions: Array) -> EnvStep:
+        """Step all lanes by ``actions``, [L] numbers or [L, A] in [-1, 1]; ValueError for others."""
+        if self._bounds is None:
+            own: Array = require_actions(actions, self.num_lanes, self._spec.num_actions) + self._first_action
+        else:
+            own = self._bounds.to_bounds(actions, self.num_lanes)
+        observations, rewards, terminated, truncated, _ = self._vector.step(own)
         return EnvStep(
             self._convert(observations),
             np.array(rewards, np.float32),
@@ -120,43 +149,49 @@ class GymnasiumEnv:
             self._vector.close()
 
     def _draw(self) -> Array | None:
-        envs = getattr(self._vector, "envs", None)
-        if not envs or envs[0].render_mode != "rgb_array":
+        vector: Any = self._vector
+        envs: Any = getattr(vector, "envs", None)
+        in_worker = isinstance(vector, WorkerVectorEnv) and vector.draws
+        if not self._can_draw or not (in_worker or (envs and envs[0].render_mode == "rgb_array")):
             return None
-        with contextlib.suppress(gymnasium.error.DependencyNotInstalled):
-            return np.asarray(envs[0].render(), np.uint8)
+        try:
+            return np.asarray(vector.draw() if in_worker else envs[0].render(), np.uint8)
+        except Exception as error:  # graphics drivers fail in their own ways; play goes on without
+            self._can_draw = False
+            warnings.warn(
+                f"env.id is {self._env_id!r}: it cannot be drawn here ({type(error).__name__}: {error}); pictures show "
+                "the observations instead",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return None
 
     def _convert(self, observations: Any) -> Array:
-        array: Array = np.asarray(observations)
-        if self._channels_last:
-            array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-        self._latest = array = array.astype(self._spec.observation_dtype, copy=False)
-        return array
+        self._latest = self._layout.convert(observations)
+        return self._latest
 
 
-def _observation_layout(space: Space[Any], env_id: str) -> tuple[tuple[int, ...], str]:
-    """(shape, dtype) of the observations we hand out for ``space``."""
-    if isinstance(space, Box):
-        shape = tuple(int(size) for size in space.shape)
-        if len(shape) == 1:
-            return shape, "float32"
-        if space.dtype == np.uint8 and len(shape) == 2:
-            return shape, "uint8"
-        if space.dtype == np.uint8 and len(shape) == 3 and shape[2] <= MAX_CHANNELS:
-            return (shape[2], shape[0], shape[1]), "uint8"
-    raise ConfigError(
-        f"env.id is {env_id!r}: its observation space is {space}, must be a one-dimensional Box, or a uint8 Box "
-        f"[H, W] or [H, W, C] with C <= {MAX_CHANNELS}"
-    )
-
-
-def _make_one(name: str, env_id: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+def make_env(name: str, env_id: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    """One environment of a registered id; ConfigError, in the words of ``env_id``, if it cannot be made."""
+    drawn_here = render_mode is not None and _extra(name) != "mujoco"
     try:
-        return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
+        with contextlib.nullcontext() if drawn_here else no_graphics_driver():
+            return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
     except gymnasium.error.UnregisteredEnv as error:
         raise unknown_name(env_id, "gymnasium", name, names()) from error
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-        raise ConfigError(f"env.id is {env_id!r}, but a package it needs is not installed: {error}") from error
+        extra = _extra(name)
+        hint = f"; get it with: pip install 'apex-rl[{extra}]'" if extra else ""
+        raise ConfigError(f"env.id is {env_id!r}, but a package it needs is not installed: {error}{hint}") from error
     except gymnasium.error.Error as error:
         raise ConfigError(f"env.id is {env_id!r}: {error}") from error
+
+
+def _extra(name: str) -> str:
+    """The extra of this package that brings what a registered id needs, "" if none does."""
+    spec = gymnasium.registry.get(name)
+    entry_point = spec.entry_point if spec is not None and isinstance(spec.entry_point, str) else ""
+    for folder, extra in _EXTRAS.items():
+        if entry_point.startswith(folder):
+            return extra
+    return ""

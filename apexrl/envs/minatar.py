@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 
 from apexrl.config import EnvConfig
-from apexrl.envs.errors import unknown_name
+from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
 
 #: As on Atari; a good player of Breakout would never end otherwise.
 EVALUATION_EPISODE_FRAMES = 108_000
@@ -45,6 +44,7 @@ def make(
     name: str, config: EnvConfig, num_lanes: int, *, num_threads: int, evaluation: bool, record: bool
 ) -> MinAtarEnv:
     """Make the game ``name``; ConfigError if there is no such game."""
+    refuse_options(config, "minatar", "worker_processes")
     if name not in _GAMES:
         raise unknown_name(config.id, "minatar", name, _GAMES)
     return MinAtarEnv(name, config, num_lanes, evaluation=evaluation)
@@ -67,7 +67,7 @@ class MinAtarEnv:
         self._spec = EnvSpec(
             observation_shape=(int(channels), int(height), int(width)),
             observation_dtype="uint8",
-            num_actions=len(self._action_numbers),
+            actions=DiscreteActions(len(self._action_numbers)),
             action_repeat=1,
             padding=Padding.ZEROS,
         )
@@ -93,16 +93,16 @@ class MinAtarEnv:
         self._ended = np.zeros(self.num_lanes, np.bool_)
         return self._observe()
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep:
+    def step(self, actions: Array) -> EnvStep:
         """Step all lanes by ``actions`` [L]; RuntimeError before the first reset, ValueError for unknown actions."""
         if self._latest is None:
             raise RuntimeError("reset(seed) must come before the first step")
-        require_actions(actions, self.num_lanes, self._spec.num_actions)
+        numbers = require_actions(actions, self.num_lanes, self._spec.num_actions)
         rewards = np.zeros(self.num_lanes, np.float32)
         terminated = np.zeros(self.num_lanes, np.bool_)
         self._frames += 1
         ended = self._ended.tolist()
-        for lane, (game, action) in enumerate(zip(self._games, actions.tolist(), strict=True)):
+        for lane, (game, action) in enumerate(zip(self._games, numbers.tolist(), strict=True)):
             if ended[lane]:
                 game.reset()
                 self._frames[lane] = 0

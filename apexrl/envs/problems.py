@@ -15,7 +15,7 @@ from apexrl.config import EnvConfig
 from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
 
 _NAMES = ("catch", "scripted")
 
@@ -29,7 +29,7 @@ def make(
     name: str, config: EnvConfig, num_lanes: int, *, num_threads: int, evaluation: bool, record: bool
 ) -> CatchEnv | ScriptedEnv:
     """Make the problem ``name``; ConfigError if there is no such problem."""
-    refuse_options(config, "apex", "sticky_actions", "full_action_space")
+    refuse_options(config, "apex", "sticky_actions", "full_action_space", "worker_processes")
     if name == "catch":
         return CatchEnv(num_lanes)
     if name == "scripted":
@@ -57,7 +57,7 @@ class CatchEnv:
 
     @property
     def spec(self) -> EnvSpec:
-        return EnvSpec((self.ROWS * self.COLUMNS,), "float32", num_actions=3, padding=Padding.ZEROS)
+        return EnvSpec((self.ROWS * self.COLUMNS,), "float32", DiscreteActions(3), padding=Padding.ZEROS)
 
     @property
     def num_lanes(self) -> int:
@@ -69,13 +69,13 @@ class CatchEnv:
         self._start(np.ones(self._num_lanes, np.bool_))
         return self._observe()
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep:
+    def step(self, actions: Array) -> EnvStep:
         """Step all lanes by ``actions`` [L] in {0: left, 1: stay, 2: right}."""
         if self._board is None:
             raise RuntimeError("reset(seed) must come before the first step")
-        require_actions(actions, self._num_lanes, 3)
+        numbers = require_actions(actions, self._num_lanes, 3)
         ended = self._ball_row == self.ROWS - 1
-        self._paddle = np.clip(self._paddle + actions - 1, 0, self.COLUMNS - 1)
+        self._paddle = np.clip(self._paddle + numbers - 1, 0, self.COLUMNS - 1)
         self._ball_row = self._ball_row + 1
         self._start(ended)
         terminated = self._ball_row == self.ROWS - 1
@@ -162,7 +162,7 @@ class ScriptedEnv:
             raise ValueError(f"observation_shape is {observation_shape}, must have at least 5 elements")
         self._scripts = [tuple(script) for script in scripts]
         self._mark_life_losses = mark_life_losses
-        self._spec = EnvSpec(observation_shape, "uint8", num_actions, padding=padding)
+        self._spec = EnvSpec(observation_shape, "uint8", DiscreteActions(num_actions), padding=padding)
         self._episode = [0] * len(scripts)
         self._step = [0] * len(scripts)
         self._started = False
@@ -182,7 +182,7 @@ class ScriptedEnv:
         self._started = True
         return self._observe()
 
-    def step(self, actions: npt.NDArray[np.int64]) -> EnvStep:
+    def step(self, actions: Array) -> EnvStep:
         """Step all lanes; ``actions`` [L] are checked but change nothing."""
         if not self._started:
             raise RuntimeError("reset(seed) must come before the first step")

@@ -21,6 +21,7 @@ class _Suite(NamedTuple):
 
 _SUITES = {
     "atari": _Suite("apexrl.envs.atari", "pip install ale-py"),
+    "dm_control": _Suite("apexrl.envs.dm_control_env", "pip install 'apex-rl[dm_control]'"),
     "gymnasium": _Suite("apexrl.envs.gymnasium_env", "pip install gymnasium"),
     "minatar": _Suite("apexrl.envs.minatar", "pip install 'apex-rl[minatar]'"),
     "apex": _Suite("apexrl.envs.problems", ""),

@@ -1,4 +1,4 @@
-"""Who explores how much, and epsilon-greedy action choice. NumPy only: actors decide on the host.
+"""Who explores how much, and how: epsilon-greedy or with Gaussian noise. NumPy only: actors decide on the host.
 
 Ape-X (Horgan et al. 2018, section 4.1) gives actor i of N the constant epsilon_i = base^(1 + 7 i / (N - 1)) with base
 0.4. Its grid shifts for everybody when N changes, so :func:`ladder_epsilons` places indices on it by bit reversal.
@@ -84,3 +84,14 @@ def epsilon_greedy(
     explore = generator.random(lanes) < epsilons
     uniform = generator.integers(0, num_actions, lanes)
     return np.where(explore, uniform, q.argmax(axis=1)).astype(np.int64)
+
+
+def gaussian_exploration(
+    means: npt.NDArray[np.float32], stddevs: npt.NDArray[np.float64], generator: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Actions [L, A] = clip(mean + stddev N(0, 1), -1, 1); ``means`` is [L, A], ``stddevs`` [L].
+
+    Takes the same number of draws from ``generator`` whatever the stddevs, so that traces stay comparable.
+    """
+    noise = generator.standard_normal(means.shape) * stddevs[:, None]
+    return np.clip(means + noise, -1.0, 1.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Optimiser steps that clip and skip on the device, without waiting for it.
+"""Optimiser steps that clip and skip on the device, without waiting for it, and copies to target networks.
 
 Both :class:`RMSProp` and torch's fused Adam read two optional scalar tensors before a step: ``grad_scale``, by which
 gradients are divided, and ``found_inf``, which turns the step into no step at all when it is 1. Gradient clipping and
@@ -33,6 +33,12 @@ def guarded_step(optimizer: torch.optim.Optimizer, *, grad_scale: torch.Tensor, 
         optimizer.step()
     finally:
         del guarded.grad_scale, guarded.found_inf
+
+
+@torch.no_grad()
+def copy_parameters(source: torch.nn.Module, destination: torch.nn.Module) -> None:
+    """Copy all parameters between two modules of one architecture, in place."""
+    torch._foreach_copy_(list(destination.parameters()), list(source.parameters()))
 
 
 class RMSProp(torch.optim.Optimizer):

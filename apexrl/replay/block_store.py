@@ -10,12 +10,24 @@ from __future__ import annotations
 import mmap
 import struct
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
 
 LARGEST_SLAB_BYTES = 64 << 20
 SMALLEST_SLAB_BYTES = 64 << 10
 #: Slabs that a budget below 16 x 64 MiB is cut into.
 SLABS_PER_BUDGET = 16
+#: Where records leave in any order, slabs are compacted all the time, one at a go, and a go must be short: at most so
+#: many bytes and (but for very large budgets, which would else have too many slabs) so many of the largest records.
+#: They are compacted while less than this share of them is live. More would save memory and cost copies.
+SCATTERED_SHARE = 0.75
+SCATTERED_SLAB_BYTES = 2 << 20
+SCATTERED_SLAB_RECORDS = 2048
+MOST_SLABS = 16384
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -34,23 +46,40 @@ class _Slab:
     """Bytes written; records lie one behind the other."""
     live: int = 0
     """Bytes of records that are not freed."""
+    offsets: array[int] = field(default_factory=lambda: array("I"))
+    """Where each record begins, those that are freed included."""
 
 
 class BlockStore:
     """Tuples of byte strings by handle, in at most ``budget_bytes`` of slabs.
 
     ``largest_record_bytes`` is what one record may need (see :meth:`record_bytes`); it raises the size of a slab where
-    need be. Raises ValueError if the budget does not hold two slabs of that size.
+    need be. ``scattered``: records will be freed in any order, not first in, first out; about a quarter of the budget
+    is then kept for what is dead and not yet compacted. Raises ValueError if the budget does not hold two slabs of that
+    size (four if scattered).
     """
 
-    def __init__(self, budget_bytes: int, largest_record_bytes: int = 0) -> None:
+    def __init__(self, budget_bytes: int, largest_record_bytes: int = 0, *, scattered: bool = False) -> None:
         size = min(LARGEST_SLAB_BYTES, max(SMALLEST_SLAB_BYTES, budget_bytes // SLABS_PER_BUDGET))
+        if scattered:
+            short = min(SCATTERED_SLAB_BYTES, max(SMALLEST_SLAB_BYTES, SCATTERED_SLAB_RECORDS * largest_record_bytes))
+            size = min(size, max(short, budget_bytes // MOST_SLABS))
         self.slab_size = max(size, largest_record_bytes)
         self.max_slabs = budget_bytes // self.slab_size
-        if self.max_slabs < 2:
+        least = 4 if scattered else 2
+        if self.max_slabs < least:
             raise ValueError(
-                f"budget_bytes is {budget_bytes}, must be at least {2 * self.slab_size}: two slabs of the largest chunk"
+                f"budget_bytes is {budget_bytes}, must be at least {least * self.slab_size}: {least} slabs of the "
+                "largest chunk"
             )
+        #: With less room than this it is time to free some.
+        self._reserve_bytes = max(self.slab_size / 4, budget_bytes / 64 if scattered else 0)
+        self._compacted_share = SCATTERED_SHARE if scattered else 0.5
+        full_bytes = self.max_slabs * self.slab_size
+        #: With no more live bytes than this, :meth:`compact` can make room whenever there is too little.
+        self._most_live_bytes = (
+            SCATTERED_SHARE * (full_bytes - self._reserve_bytes - self.slab_size) if scattered else float(full_bytes)
+        )
         self._slabs: dict[int, _Slab] = {}
         # The last slab given up is kept for the next: a table that is full opens one for each that it empties, and
         # fresh memory costs a page fault every 4 KiB.
@@ -79,10 +108,11 @@ class BlockStore:
 
     @property
     def is_tight(self) -> bool:
-        """Whether the last slab of the budget is three quarters full: time to free some, off the insert path."""
-        if len(self._slabs) < self.max_slabs or self._active < 0:
-            return False
-        return self._slabs[self._active].used * 4 > self.slab_size * 3
+        """Whether little of the budget is left: time to free some, off the insert path."""
+        room = (self.max_slabs - len(self._slabs)) * self.slab_size
+        if self._active >= 0:
+            room += self.slab_size - self._slabs[self._active].used
+        return room < self._reserve_bytes or self._live_bytes > self._most_live_bytes
 
     def fits(self, record_bytes: int) -> bool:
         """Whether :meth:`put` would find room for a record of that size now."""
@@ -130,31 +160,57 @@ class BlockStore:
             self._drop(number)
 
     def compact(self) -> bool:
-        """Rewrite the emptiest slab if less than half of all full slabs is live; returns whether it did.
+        """Rewrite the emptiest slab if less than half of all full slabs is live (scattered: 3/4); whether it did.
 
         Under first-in-first-out removal slabs empty one after the other and none is ever rewritten.
         """
         active = self._slabs.get(self._active)
         num_sealed = len(self._slabs) - (active is not None)
         sealed_live = self._live_bytes - (active.live if active is not None else 0)
-        if not num_sealed or 2 * sealed_live >= num_sealed * self.slab_size:
+        if not num_sealed or sealed_live >= self._compacted_share * num_sealed * self.slab_size:
             return False
         number = min((n for n in self._slabs if n != self._active), key=lambda n: self._slabs[n].live)
-        slab = self._slabs[number]
-        records: list[tuple[int, bytes]] = []
-        offset = 0
-        while offset < slab.used:
-            handle, _ = _HEADER.unpack_from(slab.memory, offset)
-            _, record_bytes = self._sizes(slab, offset)
-            if self._locations[handle] == number << 32 | offset:
-                records.append((handle, slab.memory[offset : offset + record_bytes]))
-            offset += record_bytes
-        # Unmapped first, so that the budget holds; what is left is less than half a slab.
-        self._live_bytes -= slab.live
+        handles, sizes, data = self._live_records(number)
+        # Unmapped first, so that the budget holds; what is left is less than that share of a slab.
+        self._live_bytes -= self._slabs[number].live
         self._drop(number)
-        for handle, record in records:
-            self._locations[handle] = self._append(record)
+        self._append_records(handles, sizes, data)
         return True
+
+    def _live_records(self, number: int) -> tuple[Ints, Ints, bytes]:
+        """Handles [n] and sizes [n] of what is live in a slab, and its bytes. A loop over records would cost more."""
+        slab = self._slabs[number]
+        offsets = np.array(slab.offsets, np.int64)
+        # The view goes before the slab does: memory that is in use cannot be unmapped.
+        memory = np.frombuffer(slab.memory, np.uint8)
+        handles = memory[offsets[:, None] + np.arange(8)].view("<u8")[:, 0].astype(np.int64)
+        live = np.frombuffer(self._locations, np.int64)[handles] == number << 32 | offsets
+        ends = np.append(offsets[1:], slab.used)[live]
+        begins = offsets[live]
+        # Neighbours are copied together.
+        gaps = np.flatnonzero(begins[1:] != ends[:-1])
+        runs = zip(begins[np.append(0, gaps + 1)].tolist(), ends[np.append(gaps, -1)].tolist(), strict=True)
+        return handles[live], ends - begins, b"".join(slab.memory[begin:end] for begin, end in runs)
+
+    def _append_records(self, handles: Ints, sizes: Ints, data: bytes) -> None:
+        """Write records [n] that lie one behind the other in ``data``, as many at a time as a slab takes."""
+        ends = np.cumsum(sizes)
+        begins = ends - sizes
+        done = 0
+        while done < handles.size:
+            slab = self._slab_for(int(sizes[done]))
+            first = int(begins[done])
+            count = int(np.searchsorted(ends[done:] - first, self.slab_size - slab.used, side="right"))
+            part = slice(done, done + count)
+            offsets = begins[part] - first + slab.used
+            length = int(ends[done + count - 1]) - first
+            slab.memory[slab.used : slab.used + length] = data[first : first + length]
+            slab.offsets.extend(offsets.tolist())
+            slab.used += length
+            slab.live += length
+            self._live_bytes += length
+            np.frombuffer(self._locations, np.int64)[handles[part]] = self._active << 32 | offsets
+            done += count
 
     def clear(self) -> None:
         """Free everything."""
@@ -178,26 +234,32 @@ class BlockStore:
         return sizes, _HEADER.size + 4 * num_blocks + sum(sizes)
 
     def _append(self, record: bytes) -> int:
-        """Write a record to the active slab, opening another if it is full; returns its location."""
-        slab = self._slabs.get(self._active)
-        if slab is None or slab.used + len(record) > self.slab_size:
-            if len(self._slabs) >= self.max_slabs or len(record) > self.slab_size:
-                raise BlockStoreFull(
-                    f"a record of {len(record)} bytes does not fit: {len(self._slabs)} of {self.max_slabs} slabs of "
-                    f"{self.slab_size} bytes are in use"
-                )
-            memory = self._spare or self._map()
-            self._spare = None
-            slab = _Slab(memory)
-            self._active = self._next_slab
-            self._next_slab += 1
-            self._slabs[self._active] = slab
+        """Write a record to the active slab; returns its location."""
+        slab = self._slab_for(len(record))
         offset = slab.used
+        slab.offsets.append(offset)
         slab.memory[offset : offset + len(record)] = record
         slab.used += len(record)
         slab.live += len(record)
         self._live_bytes += len(record)
         return self._active << 32 | offset
+
+    def _slab_for(self, record_bytes: int) -> _Slab:
+        """The active slab, or another if a record does not fit there. Raises BlockStoreFull if there may be none."""
+        slab = self._slabs.get(self._active)
+        if slab is not None and slab.used + record_bytes <= self.slab_size:
+            return slab
+        if len(self._slabs) >= self.max_slabs or record_bytes > self.slab_size:
+            raise BlockStoreFull(
+                f"a record of {record_bytes} bytes does not fit: {len(self._slabs)} of {self.max_slabs} slabs of "
+                f"{self.slab_size} bytes are in use"
+            )
+        slab = _Slab(self._spare or self._map())
+        self._spare = None
+        self._active = self._next_slab
+        self._next_slab += 1
+        self._slabs[self._active] = slab
+        return slab
 
     def _map(self) -> mmap.mmap:
         memory = mmap.mmap(-1, self.slab_size)

@@ -1,7 +1,7 @@
 """A table: pages of encoded experience, the items in them, and their priorities.
 
-A page holds one chunk, whose start rows are the page's leaves: leaf = page * starts + (start row - context). With
-first-in-first-out removal the pages form a ring: they are filled in order and freed in the same order.
+A page holds one chunk, whose start rows are the page's leaves: leaf = page * starts + (start row - context). Which page
+a chunk gets and what leaves is the remover's to say (:mod:`apexrl.replay.removers`).
 
 A table has one owner, the engine thread; nothing here is locked.
 """
@@ -18,8 +18,9 @@ from apexrl.replay.block_store import BlockStore
 from apexrl.replay.chunk_checks import ChunkChecker, check_priorities
 from apexrl.replay.item_lookup import ItemLookup
 from apexrl.replay.keys import BOOT_BITS, GENERATION_MASK, PAGE_BITS, page_key
+from apexrl.replay.removers import Removal, make_remover
 from apexrl.replay.selectors import make_selector
-from apexrl.types import Array, Chunk, Draw, InitialPriority, SignatureError, TableConfig, TableTotals
+from apexrl.types import Array, Chunk, Draw, InitialPriority, RemoverKind, SignatureError, TableConfig, TableTotals
 
 Keys = npt.NDArray[np.uint64]
 
@@ -28,8 +29,8 @@ Keys = npt.NDArray[np.uint64]
 INITIAL_PRIORITY_LIMIT = 10.0
 #: Pages evicted at a time when an insert finds no room for its blocks.
 EVICTION_STEP_PAGES = 8
-#: Pages by which the soft capacity is passed before it is trimmed (fewer where that is above 1/64 of the capacity).
-TRIM_PERIOD_PAGES = 32
+#: What it costs to compact a slab, in pages removed whole.
+COMPACTION_WORK = 16
 #: What a table keeps of each leaf besides its weight.
 ITEM_DTYPE = np.dtype([("priority", np.float32), ("length", np.uint16), ("prefix", np.uint16)])
 
@@ -87,14 +88,11 @@ class Table:
         self._num_columns = len(config.signature.columns)
         largest = BlockStore.record_bytes(self._num_columns, self._checker.largest_payload_bytes)
         try:
-            self._store = BlockStore(config.budget_bytes, largest)
+            self._store = BlockStore(config.budget_bytes, largest, scattered=config.remover is not RemoverKind.FIFO)
         except ValueError as error:
             raise SignatureError(f"table {config.name!r}: {error}") from error
-        self._trim_period_items = min(TRIM_PERIOD_PAGES * self._starts, config.capacity_items // 64)
         num_leaves = self.num_pages * self._starts
         self._selector = make_selector(config.selector, num_leaves)
-        self._oldest = 0
-        self._used = 0
         self._handles = np.full(self.num_pages, -1, np.int64)
         self._rows = np.zeros(self.num_pages, np.uint16)
         self._page_starts = np.zeros(self.num_pages, np.uint16)
@@ -109,6 +107,7 @@ class Table:
         self._offsets = np.arange(self._starts)
         self._start_rows = (self._offsets + self._context).astype(np.uint64)
         self._lookup = ItemLookup(self._page_keys, self._prefixes, self._lengths, self._starts, self._context)
+        self._remover = make_remover(config, self._lengths, self._priorities, boot)
 
     @property
     def num_items(self) -> int:
@@ -116,7 +115,7 @@ class Table:
 
     @property
     def pages_used(self) -> int:
-        return self._used
+        return self._remover.used
 
     @property
     def block_bytes(self) -> int:
@@ -131,7 +130,8 @@ class Table:
     @property
     def needs_trim(self) -> bool:
         """Whether :meth:`trim` has enough to do to be worth a call: pages go cheaper by the dozen."""
-        return self.num_items > self.config.capacity_items + self._trim_period_items or self._store.is_tight
+        over = self.num_items > self.config.capacity_items + self._remover.trim_period_items
+        return over or self._store.is_tight or self._remover.is_short
 
     def totals(self) -> TableTotals:
         return TableTotals(self._selector.mass, self.num_items, self.inserted, self.drawn)
@@ -147,7 +147,7 @@ class Table:
         """Store a chunk; returns the keys of its items, in the order of its start rows.
 
         Raises SignatureError, naming the field, for anything malformed; nothing is stored then. Inserts do not wait
-        for eviction: only without a free page or room in the budget are the oldest pages evicted at once. A chunk
+        for eviction: only without a free page or room in the budget is some evicted at once. A chunk
         without items is accepted and not stored, as nothing could ever be drawn from it. ``checked`` says that a
         :class:`ChunkChecker` of this table's signature has accepted the chunk.
         """
@@ -158,9 +158,9 @@ class Table:
         if num_items == 0:
             return np.empty(0, np.uint64)
         self._make_room(BlockStore.record_bytes(self._num_columns, sum(map(len, chunk.blocks))))
-        page = (self._oldest + self._used) % self.num_pages
-        self._handles[page] = self._store.put(chunk.blocks)
-        self._used += 1
+        handle = self._store.put(chunk.blocks)
+        page = self._remover.take()
+        self._handles[page] = handle
         self._rows[page] = chunk.rows
         self._page_starts[page] = chunk.starts
         begin = page * self._starts
@@ -170,7 +170,9 @@ class Table:
         self._prefixes[begin:end] = chunk.prefixes
         self._priorities[begin:end] = priorities
         offsets = self._offsets if num_items == self._starts else np.flatnonzero(has_item)
-        self._selector.insert(begin + offsets, priorities[offsets].astype(np.float64))
+        leaves = begin + offsets
+        self._selector.insert(leaves, priorities[offsets].astype(np.float64))
+        self._remover.inserted(page, leaves)
         self.inserted += num_items
         keys: Keys = self._start_rows[offsets] | self._page_keys[page]
         return keys
@@ -223,27 +225,33 @@ class Table:
         if applied:
             self._priorities[leaves] = priorities
             self._selector.update(leaves, priorities.astype(np.float64))
+            self._remover.updated(leaves)
             self.max_priority = max(self.max_priority, float(priorities.max()))
         return applied, stale
 
     def trim(self, max_pages: int = 64) -> int:
-        """Evict the oldest pages while over the soft capacity or short of slabs; returns the items evicted.
+        """Evict while over the soft capacity or short of slabs or pages; returns the items evicted.
 
-        At most ``max_pages`` at a time, so that the owner stays responsive (RemoveToFit of Horgan et al. 2018,
-        algorithm 2, off the insert path).
+        At most ``max_pages`` at a time, or 8 drawn items for each, so that the owner stays responsive (RemoveToFit of
+        Horgan et al. 2018, algorithm 2, off the insert path).
         """
         before = self.evicted
-        self._store.compact()
-        max_pages = min(max_pages, self._used)
-        while max_pages > 0 and (excess := self.num_items - self.config.capacity_items) > 0:
-            count = min(max(1, excess // self._starts), max_pages)
-            self._evict(count)
-            max_pages -= count
-        while max_pages > 0 and self._store.is_tight:
-            count = min(EVICTION_STEP_PAGES, max_pages)
-            self._evict(count)
-            max_pages -= count
+        if self._store.compact() and self._remover.scatters:
+            self._store.compact()
+        left = min(max_pages, self.pages_used)
+        while left > 0 and (excess := self.num_items - self.config.capacity_items) > 0:
+            left -= self._remove(self._remover.over_capacity(excess, left))
+        while left > 0 and self.num_items and (self._store.is_tight or self._remover.is_short):
+            # Under first-in-first-out removal there is nothing to compact.
+            if self._remover.scatters and self._store.compact():
+                left -= COMPACTION_WORK
+            else:
+                left -= self._remove(self._remover.for_room(min(EVICTION_STEP_PAGES, left)))
         return self.evicted - before
+
+    def pages_in_order(self) -> npt.NDArray[np.int64]:
+        """Pages in use, the oldest first."""
+        return self._remover.in_order()
 
     def generations(self, pages: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Generation of each of ``pages`` [n]: with the page it names one chunk."""
@@ -272,7 +280,7 @@ class Table:
         """
         other = Table(config, boot)
         keys, priorities = [np.empty(0, np.uint64)], [np.empty(0, np.float32)]
-        for page in ((self._oldest + np.arange(self._used)) % self.num_pages).tolist():
+        for page in self.pages_in_order().tolist():
             chunk = self.page_chunk(page)
             keys.append(other.insert(chunk))
             priorities.append(chunk.priorities[chunk.lengths > 0])
@@ -284,8 +292,7 @@ class Table:
 
     def priorities(self) -> npt.NDArray[np.float32]:
         """[pages_used, starts] of every chunk, oldest first; 0 where a start row begins no item."""
-        pages = (self._oldest + np.arange(self._used)) % self.num_pages
-        leaves = pages[:, None] * self._starts + self._offsets
+        leaves = self.pages_in_order()[:, None] * self._starts + self._offsets
         priorities: npt.NDArray[np.float32] = np.where(self._lengths[leaves] > 0, self._priorities[leaves], 0)
         return priorities
 
@@ -313,17 +320,15 @@ class Table:
 
     def state(self) -> dict[str, Array]:
         """Everything but the insert limit, as arrays: after :meth:`load_state` a table draws the same keys."""
-        pages = (self._oldest + np.arange(self._used)) % self.num_pages
-        blocks = [self._store.get(int(handle)) for handle in self._handles[pages]]
+        blocks = [self._store.get(int(handle)) for handle in self._handles[self.pages_in_order()]]
         sizes = np.array([[len(block) for block in record] for record in blocks], np.uint32)
-        selector = {f"selector/{name}": value for name, value in self._selector.state().items()}
         return {
             "counters": np.array(self._counters(), np.int64),
             "max_priority": np.array([self.max_priority]),
             **{name: array.copy() for name, array in self._arrays().items()},
-            "block_sizes": sizes.reshape(self._used, self._num_columns),
+            "block_sizes": sizes.reshape(self.pages_used, self._num_columns),
             "blocks": np.frombuffer(b"".join(block for record in blocks for block in record), np.uint8),
-            **selector,
+            **self._parts(),
         }
 
     def load_state(self, state: dict[str, Array]) -> None:
@@ -331,8 +336,7 @@ class Table:
 
         Raises SignatureError, naming the array, if the state is of a table of another configuration.
         """
-        expected: dict[str, Array] = dict(self._arrays())
-        expected |= {f"selector/{name}": value for name, value in self._selector.state().items()}
+        expected: dict[str, Array] = self._arrays() | self._parts()
         expected["counters"] = np.array(self._counters(), np.int64)
         expected["max_priority"] = np.zeros(1)
         for name, array in expected.items():
@@ -346,28 +350,34 @@ class Table:
                 f"table state 'block_sizes' is {sizes.shape} for {state['blocks'].size} bytes, must be "
                 f"{(counters[2], self._num_columns)} and sum to that"
             )
-        self.boot, self._oldest, self._used, self.inserted, self.drawn = counters[:5]
+        self.boot, oldest, used, self.inserted, self.drawn = counters[:5]
         self.evicted, self.stale_updates, self.duplicates = counters[5:]
         self.max_priority = float(state["max_priority"].astype(np.float64)[0])
         for name, array in self._arrays().items():
             array[:] = state[name]
         self._renew_keys(np.arange(self.num_pages))
-        self._selector.load_state(
-            {name.removeprefix("selector/"): value for name, value in state.items() if name.startswith("selector/")}
-        )
+        self._selector.load_state(_part("selector/", state))
+        self._remover.load_state((oldest, used), _part("remover/", state))
         self._store.clear()
         self._handles[:] = -1
         data = state["blocks"].tobytes()
         begin = 0
-        for i, record in enumerate(sizes.tolist()):
+        for page, record in zip(self.pages_in_order().tolist(), sizes.tolist(), strict=True):
             ends = np.cumsum([begin, *record]).tolist()
             blocks = tuple(data[a:b] for a, b in pairwise(ends))
-            self._handles[(self._oldest + i) % self.num_pages] = self._store.put(blocks)
+            self._handles[page] = self._store.put(blocks)
             begin = ends[-1]
 
     def _counters(self) -> list[int]:
-        ring = [self.boot, self._oldest, self._used]
-        return [*ring, self.inserted, self.drawn, self.evicted, self.stale_updates, self.duplicates]
+        return [
+            self.boot,
+            *self._remover.ring(),
+            self.inserted,
+            self.drawn,
+            self.evicted,
+            self.stale_updates,
+            self.duplicates,
+        ]
 
     def _arrays(self) -> dict[str, Array]:
         return {
@@ -379,6 +389,11 @@ class Table:
             "priorities": self._priorities,
         }
 
+    def _parts(self) -> dict[str, Array]:
+        """State of selector and remover."""
+        selector = {f"selector/{name}": value for name, value in self._selector.state().items()}
+        return selector | {f"remover/{name}": value for name, value in self._remover.state().items()}
+
     def _initial_priorities(self, claimed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Priorities of new items: the actor's, bounded, or the highest so far (1 at first)."""
         if self.config.initial_priority is InitialPriority.MAX:
@@ -389,31 +404,32 @@ class Table:
         return claimed
 
     def _make_room(self, record_bytes: int) -> None:
-        """Evict the oldest now if there is no free page, or no room within the budget."""
-        if self._used == self.num_pages:
-            self._evict(1)
+        """Evict now if there is no free page, or no room within the budget."""
+        if self.pages_used == self.num_pages:
+            self._remove(self._remover.for_room(1))
         while not self._store.fits(record_bytes):
             if not self._store.compact():
-                self._evict(min(EVICTION_STEP_PAGES, self._used))
+                self._remove(self._remover.for_room(min(EVICTION_STEP_PAGES, self.pages_used)))
 
-    def _evict(self, count: int) -> None:
-        """Free the ``count`` oldest pages."""
-        pages = (self._oldest + np.arange(count)) % self.num_pages
-        leaves = (pages[:, None] * self._starts + self._offsets).reshape(-1)
-        present = leaves[self._lengths[leaves] > 0]
-        self._selector.remove(present)
+    def _remove(self, removal: Removal) -> int:
+        """Take items out and free pages; returns what it cost, in pages."""
+        leaves, pages, work = removal
+        self._selector.remove(leaves)
         self._lengths[leaves] = 0
         for handle in self._handles[pages].tolist():
             self._store.free(handle)
         self._handles[pages] = -1
         self._generations[pages] = (self._generations[pages] + np.uint32(1)) & np.uint32(GENERATION_MASK)
         self._renew_keys(pages)
-        self._oldest = (self._oldest + count) % self.num_pages
-        self._used -= count
-        self.evicted += present.size
+        self.evicted += leaves.size
+        return work
 
     def _renew_keys(self, pages: npt.NDArray[np.int64]) -> None:
         base = np.uint64(page_key(self.boot, 0, 0))
         shift = np.uint64(PAGE_BITS)
         generations = self._generations[pages].astype(np.uint64)
         self._page_keys[pages] = base | ((generations << shift | pages.astype(np.uint64)) << np.uint64(10))
+
+
+def _part(prefix: str, state: dict[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -7,6 +7,7 @@ What chunks *mean* (lengths within the window, finite priorities) is the table's
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,7 +53,10 @@ _SELECTORS = {
     SelectorKind.RANK_BASED: pb.TableConfig.SELECTOR_RANK_BASED,
     SelectorKind.UNIFORM: pb.TableConfig.SELECTOR_UNIFORM,
 }
-_REMOVERS = {RemoverKind.FIFO: pb.TableConfig.REMOVER_FIFO}
+_REMOVERS = {
+    RemoverKind.FIFO: pb.TableConfig.REMOVER_FIFO,
+    RemoverKind.PRIORITIZED: pb.TableConfig.REMOVER_PRIORITIZED,
+}
 _INITIAL_PRIORITIES = {
     InitialPriority.ACTOR: pb.TableConfig.INITIAL_PRIORITY_ACTOR,
     InitialPriority.MAX: pb.TableConfig.INITIAL_PRIORITY_MAX,
@@ -147,7 +151,7 @@ def _column_from_proto(message: pb.Column) -> ColumnSpec:
 
 def table_config_to_proto(config: TableConfig) -> pb.TableConfig:
     """The table's configuration as a message."""
-    return pb.TableConfig(
+    message = pb.TableConfig(
         name=config.name,
         signature=signature_to_proto(config.signature),
         selector=_SELECTORS[config.selector.kind],
@@ -158,6 +162,9 @@ def table_config_to_proto(config: TableConfig) -> pb.TableConfig:
         capacity_items=config.capacity_items,
         budget_bytes=config.budget_bytes,
     )
+    if config.remover is RemoverKind.PRIORITIZED:
+        message.remover_exponent = config.remover_exponent
+    return message
 
 
 def table_config_from_proto(message: pb.TableConfig) -> TableConfig:
@@ -167,7 +174,7 @@ def table_config_from_proto(message: pb.TableConfig) -> TableConfig:
         exponent=message.priority_exponent,
         uniform_mixture=message.uniform_mixture,
     )
-    return TableConfig(
+    config = TableConfig(
         name=message.name,
         signature=signature_from_proto(message.signature),
         selector=selector,
@@ -176,6 +183,9 @@ def table_config_from_proto(message: pb.TableConfig) -> TableConfig:
         remover=_known(_REMOVERS_BACK, message.remover, "table.remover"),
         initial_priority=_known(_INITIAL_PRIORITIES_BACK, message.initial_priority, "table.initial_priority"),
     )
+    if config.remover is RemoverKind.PRIORITIZED:
+        config = dataclasses.replace(config, remover_exponent=message.remover_exponent)
+    return config
 
 
 def _known(table: dict[Any, ValueT], number: int, name: str) -> ValueT:

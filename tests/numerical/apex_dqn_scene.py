@@ -11,10 +11,10 @@ from apexrl.algorithms.apex_dqn import ApexDQN, ApexDQNConfig
 from apexrl.algorithms.base import LearnerState, WindowBatch
 from apexrl.config import EnvConfig, ExperimentConfig, LearnerConfig, ReplayConfig
 from apexrl.networks.q_networks import NetworkConfig
-from apexrl.types import EnvSpec
+from apexrl.types import DiscreteActions, EnvSpec
 
-VECTOR = EnvSpec((4,), "float32", 3)
-ATARI = EnvSpec((84, 84), "uint8", 6, action_repeat=4)
+VECTOR = EnvSpec((4,), "float32", DiscreteActions(3))
+ATARI = EnvSpec((84, 84), "uint8", DiscreteActions(6), action_repeat=4)
 NETWORK = NetworkConfig(hidden_units=(16, 16))
 
 

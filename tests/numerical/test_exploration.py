@@ -1,4 +1,4 @@
-"""Epsilon ladders and epsilon-greedy choice."""
+"""Epsilon ladders, epsilon-greedy choice, Gaussian noise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from apexrl.ops.exploration import (
     annealed_epsilons,
     epsilon_greedy,
+    gaussian_exploration,
     ladder_epsilons,
     ladder_fraction,
     paper_epsilons,
@@ -103,3 +104,21 @@ def test_epsilon_greedy_breaks_ties_by_the_first_and_repeats_with_the_seed() -> 
     half = np.full(3, 0.5)
     first = epsilon_greedy(q, half, np.random.default_rng(3))
     np.testing.assert_array_equal(first, epsilon_greedy(q, half, np.random.default_rng(3)))
+
+
+def test_gaussian_noise_has_each_lanes_stddev_and_stays_inside() -> None:
+    means = np.zeros((3, 40_000), np.float32)
+    actions = gaussian_exploration(means, np.array([0.0, 0.1, 3.0]), np.random.default_rng(0))
+    assert actions.dtype == np.float32
+    np.testing.assert_array_equal(actions[0], means[0])
+    np.testing.assert_allclose(actions[1].std(), 0.1, rtol=0.02)
+    assert abs(actions[1].mean()) < 0.002
+    assert (actions[2].min(), actions[2].max()) == (-1.0, 1.0)
+    assert np.mean(np.abs(actions[2]) == 1.0) == pytest.approx(0.739, abs=0.01)  # P(|N(0, 3)| > 1)
+
+
+def test_gaussian_noise_takes_as_many_draws_whatever_the_stddev() -> None:
+    generators = [np.random.default_rng(3) for _ in range(2)]
+    for generator, stddev in zip(generators, (0.0, 0.5), strict=True):
+        gaussian_exploration(np.zeros((4, 2), np.float32), np.full(4, stddev), generator)
+    assert generators[0].random() == generators[1].random()

@@ -10,14 +10,14 @@ import torch
 
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
 from apexrl.runtime.parameter_payload import pack_parameters, unpack_parameters
-from apexrl.types import EnvSpec
+from apexrl.types import DiscreteActions, EnvSpec
 
 #: Actions differ only where two action values are closer than the rounding of the weights.
 LEAST_AGREEMENT = 0.99
 
-VECTOR = EnvSpec((8,), "float32", 6)
-MINATAR = EnvSpec((4, 10, 10), "uint8", 6)
-ATARI = EnvSpec((84, 84), "uint8", 6, action_repeat=4)
+VECTOR = EnvSpec((8,), "float32", DiscreteActions(6))
+MINATAR = EnvSpec((4, 10, 10), "uint8", DiscreteActions(6))
+ATARI = EnvSpec((84, 84), "uint8", DiscreteActions(6), action_repeat=4)
 PONG_SMALL = NetworkConfig(conv_filters=(16, 32), hidden_units=(128,))
 
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from apexrl.config import ConfigError
 from apexrl.networks.q_networks import NetworkConfig, QHead, combine_streams, make_q_network
 from apexrl.networks.torsos import InputConv2d
-from apexrl.types import EnvSpec
+from apexrl.types import DiscreteActions, EnvSpec
 
-ATARI = EnvSpec((84, 84), "uint8", 18, action_repeat=4)
-MINATAR = EnvSpec((4, 10, 10), "uint8", 6)
-VECTOR = EnvSpec((4,), "float32", 2)
+ATARI = EnvSpec((84, 84), "uint8", DiscreteActions(18), action_repeat=4)
+MINATAR = EnvSpec((4, 10, 10), "uint8", DiscreteActions(6))
+VECTOR = EnvSpec((4,), "float32", DiscreteActions(2))
 
 
 def parameters(config: NetworkConfig, spec: EnvSpec, stack: int) -> int:

@@ -117,7 +117,7 @@ class ActorLoop:
         acted = ~last
         columns: dict[str, Array] = {
             **self._rows.complete(step, self._training_reward(step.reward)),
-            "action": np.where(acted, output.actions, 0).astype(np.int32),
+            "action": self._actions_taken(output.actions, acted),
             "observation": self._observation,
             **output.step_columns,
         }
@@ -154,7 +154,7 @@ class ActorLoop:
             "age": self._rows.ages,
             "reward": np.zeros(lanes, np.float32),
             "continuation": np.zeros(lanes, np.uint8),
-            "action": np.zeros(lanes, np.int32),
+            "action": self._actions_taken(output.actions, np.zeros(lanes, np.bool_)),
             "observation": self._observation,
             **output.step_columns,
         }
@@ -163,6 +163,13 @@ class ActorLoop:
     def _item_columns(self, output: ActorOutput) -> dict[str, Array]:
         versions = np.full(self.num_lanes, self.version.pack(), np.uint64)
         return {"parameter_version": versions, **output.item_columns}
+
+    def _actions_taken(self, actions: Array, acted: npt.NDArray[np.bool_]) -> Array:
+        """The column ``action`` [L, *action shape]: zeros for lanes that did not act."""
+        spec = self._env.spec.actions
+        taken = np.zeros((self.num_lanes, *spec.shape), spec.dtype)
+        taken[acted] = actions[acted]
+        return taken
 
     def _training_reward(self, reward: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         scaled = reward * np.float32(self._env_config.reward_scale)

@@ -20,12 +20,14 @@ class CheckArguments:
     """SUITE/NAME or PACKAGE.MODULE:FUNCTION, as in env.id."""
     lanes: int = 3
     """Environments to step together."""
+    steps: int = 1100
+    """Steps of each pass. Episodes must end within them: many tasks have 1000 steps."""
 
 
 def check(arguments: CheckArguments) -> int:
     """``apex envs check``; 1 if something is wrong."""
     config = EnvConfig(id=arguments.env)
-    problems = check_env(lambda lanes: make_vec(config, lanes), num_lanes=arguments.lanes)
+    problems = check_env(lambda lanes: make_vec(config, lanes), num_lanes=arguments.lanes, num_steps=arguments.steps)
     for problem in problems:
         print(f"wrong: {problem}")
     print(f"{arguments.env}: {len(problems)} problems" if problems else f"{arguments.env}: all checks passed")

@@ -18,7 +18,7 @@ from apexrl.envs import env_spec
 from apexrl.transport import security
 from apexrl.transport.info_client import UnreachableError, fetch_info
 from apexrl.transport.security import Security
-from apexrl.types import Scope, TableConfig
+from apexrl.types import RemoverKind, Scope, TableConfig
 
 #: What an encoded row of an image column was measured to take, of its raw size (84 x 84 Atari frames, chunks of 32).
 ENCODED_SHARE = 148 / 7056
@@ -118,13 +118,16 @@ def encoded_bytes(table: TableConfig) -> float:
     for column in signature.columns:
         raw = signature.block_bytes(column, geometry.rows, geometry.starts)
         per_chunk += raw * (ENCODED_SHARE if column.codec.value == "lz4" else 1.0)
-    return per_chunk * table.capacity_items / geometry.starts
+    # Where pages leave in any order, a quarter of the slabs is dead and waits to be compacted.
+    dead = 1.0 if table.remover is RemoverKind.FIFO else 4 / 3
+    return per_chunk * table.pages_in_use * dead
 
 
 def index_bytes(table: TableConfig) -> float:
     """Bytes of the sum tree and of the per-item arrays of a table."""
     leaves = table.num_pages * table.signature.geometry.starts
-    tree = 2 * 8 * (1 << (leaves - 1).bit_length())
+    trees = 1 if table.remover is RemoverKind.FIFO else 2
+    tree = trees * 2 * 8 * (1 << (leaves - 1).bit_length())
     return tree + leaves * (2 + 2 + 4)
 
 

@@ -22,7 +22,7 @@ from apexrl.runtime.errors import CheckpointError
 from apexrl.runtime.learner_snapshot import load_module
 from apexrl.runtime.lifecycle import Shutdown
 from apexrl.runtime.run_directory import RunDirectory
-from apexrl.types import Array, ParameterVersion
+from apexrl.types import ActionSpec, Array, ContinuousActions, ParameterVersion
 
 Which = Literal["newest", "best"]
 
@@ -31,7 +31,7 @@ Which = Literal["newest", "best"]
 class EvaluateArguments:
     """Play greedy episodes from a checkpoint and print the return with its spread.
 
-    No-op starts, no reward clipping, whole games: losing a life ends nothing.
+    No-op starts (Atari), no reward clipping, whole games: losing a life ends nothing.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -41,7 +41,8 @@ class EvaluateArguments:
     lanes: int = 10
     """Environments played side by side."""
     epsilon: float | None = None
-    """Share of random actions; the configuration's evaluator.epsilon by default."""
+    """Exploration: share of random actions, or standard deviation of the noise on continuous ones; the configuration's
+    evaluator.epsilon by default."""
     checkpoint: Which = "newest"
     """newest, or best by the evaluator during training."""
     seed: int = 0
@@ -75,6 +76,7 @@ class Player:
     networks: nn.Module
     version: ParameterVersion
     frames: int
+    actions: ActionSpec
 
 
 def load_player(directory: Path, which: Which) -> Player:
@@ -94,11 +96,12 @@ def load_player(directory: Path, which: Which) -> Player:
         checkpoint = store.load_newest()
     if checkpoint is None:
         raise CheckpointError(f"run {directory} has no {which} checkpoint yet; the learner saves one every minute")
-    algorithm = make_algorithm(config, env_spec(config.env))
+    spec = env_spec(config.env)
+    algorithm = make_algorithm(config, spec)
     networks = algorithm.make_networks()
     load_module(networks, checkpoint.snapshot, "online")
     frames = Counters(**checkpoint.counters).global_frames
-    return Player(config, algorithm, networks, checkpoint.version, frames)
+    return Player(config, algorithm, networks, checkpoint.version, frames, spec.actions)
 
 
 def evaluate_run(arguments: EvaluateArguments, shutdown: Shutdown) -> int:
@@ -132,13 +135,20 @@ def evaluate_run(arguments: EvaluateArguments, shutdown: Shutdown) -> int:
     returns = np.array([report.episode_return for report in reports])
     lengths = np.array([report.length_steps for report in reports])
     print(f"environment {player.config.env.id}, parameters {player.version} after {player.frames:,} frames")
-    print(f"protocol    no-op starts up to {player.config.env.noop_max}, unclipped rewards, epsilon {epsilon:g}")
+    starts = f"no-op starts up to {player.config.env.noop_max}, " if player.config.env.id.startswith("atari/") else ""
+    print(f"protocol    {starts}unclipped rewards, {exploration(player, epsilon)}")
     print(
         f"return      {returns.mean():.2f} ± {returns.std():.2f} (mean ± standard deviation of {len(returns)} episodes)"
     )
     print(f"            min {returns.min():.1f}, median {np.median(returns):.1f}, max {returns.max():.1f}")
     print(f"length      {lengths.mean():.0f} agent steps")
     return 0
+
+
+def exploration(player: Player, epsilon: float) -> str:
+    """What ``epsilon`` is for the actions of the player's environment."""
+    continuous = isinstance(player.actions, ContinuousActions)
+    return f"noise of standard deviation {epsilon:g}" if continuous else f"epsilon {epsilon:g}"
 
 
 def record_run(arguments: RecordArguments, shutdown: Shutdown) -> int:

@@ -23,7 +23,7 @@ from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.insert_session import INCARNATION_BYTES
 from apexrl.transport.sample_events import NO_LIMIT, LearnerIdentity
-from apexrl.types import SignatureError, TableConfig
+from apexrl.types import RemoverKind, SignatureError, TableConfig
 
 MAX_TOP_ITEMS = 1000
 
@@ -93,6 +93,7 @@ class ReplayEndpoint:
                 f"insert.open.incarnation has {len(message.incarnation)} bytes, must have {INCARNATION_BYTES}"
             )
         config = wire.table_config_from_proto(message.table)
+        self._require_keepable(config)
         self._admission.admit_actor(handshake)
         table = self._table(config)
         key = (message.incarnation, config.name)
@@ -125,6 +126,8 @@ class ReplayEndpoint:
         configs = [wire.table_config_from_proto(mirrored.table) for mirrored in message.tables]
         if not configs or len({config.name for config in configs}) != len(configs):
             raise SignatureError("sample.open.tables must name at least one table, and each once")
+        for config in configs:
+            self._require_keepable(config)
         accepted = self._admission.admit_learner(handshake, identity, configs, message.discard_other_run)
         for former in list(self._samples):
             former.end(
@@ -227,6 +230,15 @@ class ReplayEndpoint:
             for (_, name), stream in list(self._inserts.items()):
                 if name == config.name:
                     stream.end(Refused(RefusalKind.SUPERSEDED, f"the learner has given table {name!r} other options"))
+
+    def _require_keepable(self, config: TableConfig) -> None:
+        """Refuse a table that the journal cannot keep: its segments die whole, from the oldest on."""
+        if self._durability is not None and config.remover is not RemoverKind.FIFO:
+            raise Refused(
+                RefusalKind.TABLE,
+                f"table {config.name!r}: replay.remover is {config.remover}, must be {RemoverKind.FIFO} on a shard "
+                "with replay.journal_directory",
+            )
 
     def _remember(self) -> None:
         """A learner or a configuration that was accepted must still be after a restart."""

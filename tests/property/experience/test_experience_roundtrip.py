@@ -25,6 +25,7 @@ from apexrl.types import (
     Chunk,
     Codec,
     ColumnSpec,
+    DiscreteActions,
     EnvSpec,
     EnvStep,
     Geometry,
@@ -186,7 +187,7 @@ def play(case: Case) -> Played:
     played = Played(case)
     lanes = case.num_lanes
     env = ScriptedLanes(case, rng)
-    spec = EnvSpec(case.shape, case.dtype, num_actions=5, padding=case.padding)
+    spec = EnvSpec(case.shape, case.dtype, DiscreteActions(5), padding=case.padding)
     stacker = FrameStacker(lanes, spec, case.stack)
     rows = EpisodeRows(lanes)
     now = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +11,11 @@ from shard_scene import SIGNATURE, TABLE, Contents, System, make_chunk
 
 from apex_learner.batches import mirror_slots
 from apexrl.config import ConfigError
+from apexrl.types import RemoverKind, TableConfig
 
 BATCH = 3
+#: Items leave one by one, and their pages later.
+PRIORITIZED = replace(TABLE, remover=RemoverKind.PRIORITIZED)
 
 
 def assert_equal(ours: list[Contents], theirs: list[Contents]) -> None:
@@ -20,9 +25,9 @@ def assert_equal(ours: list[Contents], theirs: list[Contents]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_batches_are_those_of_a_whole_mirror_to_the_bit(data: st.DataObject) -> None:
-    whole, small = System(), System(slots=data.draw(st.integers(BATCH, 6), label="slots"))
+@given(st.data(), st.sampled_from([TABLE, PRIORITIZED]))
+def test_batches_are_those_of_a_whole_mirror_to_the_bit(data: st.DataObject, table: TableConfig) -> None:
+    whole, small = System(table=table), System(table=table, slots=data.draw(st.integers(BATCH, 6), label="slots"))
     marks = 0
     for step in data.draw(st.lists(st.sampled_from("iiirrraaax"), min_size=5, max_size=60), label="steps"):
         if step == "i":

@@ -54,6 +54,7 @@ def test_lint_is_content() -> None:
         ("config.set.learner.device=cuda", "learner.gpu.enabled"),
         ("config.set.actor.metrics_port=1", "the chart decides it"),
         ("config.set.replay.selector=rank_based,replay.shards=2", "must be 1 with"),
+        ("config.set.replay.remover=prioritized", "replay.persistence.enabled is true, must be false with"),
         ("security.mode=mtls", "security.secrets.replay must name a secret"),
         ("security.mode=ssl", "'none', 'tls', 'mtls'"),
         ("security.certManager.issuer=ca", "set security.mode to tls or mtls"),

@@ -205,6 +205,27 @@ def test_a_section_is_loaded_without_knowing_the_algorithm(tmp_path: Path) -> No
         load_sections(path, ["replay"])
 
 
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ("remover: lifo", ["replay.remover is 'lifo'", "fifo", "prioritized"]),
+        ("remover_exponent: 0.4", ["replay.remover_exponent is 0.4", "in [-4, 0]"]),
+        ("remover_exponent: -4.5", ["replay.remover_exponent is -4.5", "in [-4, 0]"]),
+        (
+            "remover: prioritized, journal_directory: journal",
+            ["replay.remover is 'prioritized'", "must be fifo with replay.journal_directory = 'journal'"],
+        ),
+    ],
+)
+def test_what_no_remover_can_do_is_refused(tmp_path: Path, fields: str, parts: list[str]) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(f"replay: {{{fields}}}")
+    with pytest.raises(ConfigError) as caught:
+        load_sections(path, ["replay"])
+    for part in parts:
+        assert part in str(caught.value)
+
+
 def test_several_sections_are_loaded_together(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text("algorithm: {name: unheard_of}\nlearner: {address: 'a:1'}\nrelay: {listen: 'b:2'}")

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from apexrl.config import ConfigError, EnvConfig
 from apexrl.envs import atari, env_names, env_spec, make_vec
 from apexrl.envs.lanes import lane_seeds
-from apexrl.types import EnvSpec, EnvStep, Padding
+from apexrl.types import DiscreteActions, EnvSpec, EnvStep, Padding
 
 
 def random_actions(num_steps: int, num_lanes: int, num_actions: int, seed: int = 0) -> np.ndarray:
@@ -34,7 +34,7 @@ def bare(game: str, num_lanes: int, **options: Any) -> AtariVectorEnv:
 
 
 def test_spec() -> None:
-    assert env_spec(EnvConfig(id="atari/pong")) == EnvSpec((84, 84), "uint8", 6, 4, Padding.ZEROS)
+    assert env_spec(EnvConfig(id="atari/pong")) == EnvSpec((84, 84), "uint8", DiscreteActions(6), 4, Padding.ZEROS)
     assert env_spec(EnvConfig(id="atari/pong", full_action_space=True, action_repeat=2)).num_actions == 18
 
 

@@ -21,6 +21,8 @@ from apexrl.types import EnvSpec, EnvStep
         ("apex/catch", 2, 100),
         ("apex/scripted", 3, 100),
         ("gymnasium/CartPole-v1", 2, 150),
+        ("gymnasium/Pendulum-v1", 2, 410),
+        ("gymnasium/InvertedPendulum-v5", 2, 60),
         ("minatar/breakout", 2, 150),
         ("minatar/seaquest", 2, 150),
         ("atari/breakout", 1, 60),
@@ -129,7 +131,7 @@ class Reusing(CatchEnv):
 class Odd(CatchEnv):
     @property
     def spec(self) -> EnvSpec:
-        return replace(super().spec, observation_shape=(5, 10, 1, 1), num_actions=0, observation_dtype="cat")
+        return replace(super().spec, observation_shape=(5, 10, 1, 1), observation_dtype="cat")
 
 
 class Raising(CatchEnv):
@@ -161,7 +163,6 @@ class FailingClose(CatchEnv):
         (SeededOnce, "equal seeds"),
         (Reusing, "return a new array each time"),
         (Odd, "spec.observation_shape is (5, 10, 1, 1)"),
-        (Odd, "spec.num_actions is 0"),
         (Odd, "spec.observation_dtype is 'cat'"),
         (Raising, "raised OSError: simulator gone"),
         (NoPicture, "render: returned uint8 [4, 4]"),

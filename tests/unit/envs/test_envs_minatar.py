@@ -12,13 +12,13 @@ from minatar import Environment
 from apexrl.config import ConfigError, EnvConfig
 from apexrl.envs import env_names, env_spec, make_vec
 from apexrl.envs.lanes import lane_seeds
-from apexrl.types import EnvSpec, Padding
+from apexrl.types import DiscreteActions, EnvSpec, Padding
 
 BREAKOUT = EnvConfig(id="minatar/breakout", sticky_actions=0.1)
 
 
 def test_spec_and_action_sets() -> None:
-    assert env_spec(BREAKOUT) == EnvSpec((4, 10, 10), "uint8", 3, 1, Padding.ZEROS)
+    assert env_spec(BREAKOUT) == EnvSpec((4, 10, 10), "uint8", DiscreteActions(3), 1, Padding.ZEROS)
     assert env_spec(EnvConfig(id="minatar/breakout", full_action_space=True)).num_actions == 6
     assert {name: env_spec(EnvConfig(id=f"minatar/{name}")).num_actions for name in env_names("minatar")} == {
         "asterix": 5,

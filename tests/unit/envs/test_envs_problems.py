@@ -16,7 +16,7 @@ from apexrl.envs.problems import (
     encode_observation,
     scripted_reward,
 )
-from apexrl.types import EnvSpec
+from apexrl.types import DiscreteActions, EnvSpec
 
 CATCH = EnvConfig(id="apex/catch")
 
@@ -28,7 +28,7 @@ def board(observation: np.ndarray) -> np.ndarray:
 def test_catch_starts_with_the_ball_on_top_and_the_paddle_in_the_middle() -> None:
     env = make_vec(CATCH, 64)
     boards = env.reset(1).reshape(64, 10, 5)
-    assert env.spec == EnvSpec((50,), "float32", 3)
+    assert env.spec == EnvSpec((50,), "float32", DiscreteActions(3))
     assert (boards[:, 0].sum(axis=1) == 1).all()
     assert (boards[:, 9, 2] == 1).all()
     assert (boards.sum(axis=(1, 2)) == 2).all()

@@ -58,7 +58,7 @@ def test_own_function_is_called_with_what_make_vec_got() -> None:
         ("apex_own_envs:too_few", "asked for 3 lanes, it returned 1"),
         ("apex_missing.envs:make", "no Python module 'apex_missing' on the path"),
         ("apex_broken_envs:make", "no Python module 'apex_no_such_package', which 'apex_broken_envs' imports"),
-        ("pong", "must be SUITE/NAME with suite one of apex, atari, gymnasium, minatar"),
+        ("pong", "must be SUITE/NAME with suite one of apex, atari, dm_control, gymnasium, minatar"),
         ("atri/pong", "nearest: atari/pong"),
         ("atari/", "must be SUITE/NAME"),
         ("atari/MsPacman", "suite 'atari' has no 'MsPacman'; nearest: atari/ms_pacman"),
@@ -78,6 +78,7 @@ def test_errors_name_the_field_and_the_nearest_valid_ids(env_id: str, message: s
         ("atari/pong", "apexrl.envs.atari", "ale_py", "pip install ale-py"),
         ("minatar/breakout", "apexrl.envs.minatar", "minatar", "pip install 'apex-rl[minatar]'"),
         ("gymnasium/CartPole-v1", "apexrl.envs.gymnasium_env", "gymnasium", "pip install gymnasium"),
+        ("dm_control/cheetah-run", "apexrl.envs.dm_control_env", "dm_control", "pip install 'apex-rl[dm_control]'"),
     ],
 )
 def test_missing_package_says_how_to_get_it(
@@ -100,7 +101,7 @@ def test_missing_package_says_how_to_get_it(
 
 
 def test_suites_and_names() -> None:
-    assert suite_names() == ["apex", "atari", "gymnasium", "minatar"]
+    assert suite_names() == ["apex", "atari", "dm_control", "gymnasium", "minatar"]
     assert env_names("apex") == ["catch", "scripted"]
     assert "CartPole-v1" in env_names("gymnasium")
     with pytest.raises(ConfigError, match="must be one of apex, atari"):

@@ -6,7 +6,7 @@ import pytest
 from apexrl.experience.rows import EpisodeRows
 from apexrl.experience.stacking import FrameStacker
 from apexrl.experience.windows import NStepWindows
-from apexrl.types import EnvSpec, EnvStep, Padding, RowKind
+from apexrl.types import DiscreteActions, EnvSpec, EnvStep, Padding, RowKind
 
 
 def answer(reward: float = 0.0, terminated: bool = False, truncated: bool = False, life_lost: bool = False) -> EnvStep:
@@ -78,7 +78,7 @@ def test_n_step_windows_stop_at_the_nearest_last_row() -> None:
     ],
 )
 def test_stacks_are_oldest_first_and_padded_at_an_episodes_start(padding: Padding, expected: list[list[int]]) -> None:
-    stacker = FrameStacker(2, EnvSpec((2, 2), "uint8", 3, padding=padding), stack=3)
+    stacker = FrameStacker(2, EnvSpec((2, 2), "uint8", DiscreteActions(3), padding=padding), stack=3)
     stacks = []
     for value in range(1, 7):
         frames = np.full((2, 2, 2), value, dtype=np.uint8)
@@ -90,7 +90,7 @@ def test_stacks_are_oldest_first_and_padded_at_an_episodes_start(padding: Paddin
 
 @pytest.mark.parametrize(("shape", "stacked"), [((3,), (6,)), ((4, 5), (2, 4, 5)), ((3, 4, 5), (6, 4, 5))])
 def test_stacked_shapes_are_those_of_the_spec(shape: tuple[int, ...], stacked: tuple[int, ...]) -> None:
-    spec = EnvSpec(shape, "float32", 3)
+    spec = EnvSpec(shape, "float32", DiscreteActions(3))
     stacker = FrameStacker(1, spec, stack=2)
     frame = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     stacker.push(frame, np.array([True]))
@@ -100,10 +100,10 @@ def test_stacked_shapes_are_those_of_the_spec(shape: tuple[int, ...], stacked: t
 
 
 def test_wrong_frames_are_refused() -> None:
-    stacker = FrameStacker(1, EnvSpec((2,), "float32", 3), stack=2)
+    stacker = FrameStacker(1, EnvSpec((2,), "float32", DiscreteActions(3)), stack=2)
     with pytest.raises(ValueError, match=r"observations are float64\(1, 2\), must be float32\(1, 2\)"):
         stacker.push(np.zeros((1, 2)), np.array([True]))
     with pytest.raises(ValueError, match="first has shape"):
         stacker.push(np.zeros((1, 2), np.float32), np.array([True, True]))
     with pytest.raises(ValueError, match="stack is 0"):
-        FrameStacker(1, EnvSpec((2,), "float32", 3), stack=0)
+        FrameStacker(1, EnvSpec((2,), "float32", DiscreteActions(3)), stack=0)

@@ -22,7 +22,7 @@ from apexrl.transport.errors import RefusalKind, Refused
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.insert_session import InsertSession
 from apexrl.transport.sample_events import LearnerIdentity
-from apexrl.types import Chunk, ColumnSpec, Geometry, SelectorConfig, Signature, TableConfig
+from apexrl.types import Chunk, ColumnSpec, Geometry, RemoverKind, SelectorConfig, Signature, TableConfig
 
 RUN, OTHER_RUN = "ab" * 16, "cd" * 16
 SIGNATURE = Signature((ColumnSpec("mark", "int32"),), Geometry(1, 4, 1))
@@ -97,9 +97,8 @@ class Shard:
 
     def marks(self) -> list[int]:
         """Of the chunks held, oldest first."""
-        table = self.table
-        pages = (table._oldest + np.arange(table.pages_used)) % table.num_pages
-        return [int(np.frombuffer(table.page_chunk(int(page)).blocks[0], np.int32)[0]) for page in pages]
+        pages = self.table.pages_in_order().tolist()
+        return [int(np.frombuffer(self.table.page_chunk(page).blocks[0], np.int32)[0]) for page in pages]
 
 
 @pytest.fixture
@@ -396,3 +395,23 @@ def test_new_options_of_the_learner_are_remembered(directory: Path) -> None:
     assert again.table.config == larger
     assert again.marks() == list(range(6))
     again.crash()
+
+
+def test_a_table_that_no_journal_can_keep_is_refused(directory: Path) -> None:
+    shard = Shard(directory)
+    config = dataclasses.replace(TABLE, remover=RemoverKind.PRIORITIZED)
+    expected = r"replay\.remover is prioritized, must be fifo on a shard with replay\.journal_directory"
+    session = InsertSession(config, 16, incarnation=ACTOR)
+    with pytest.raises(Refused, match=expected) as refused:
+        shard.endpoint.open_insert(session.open_request(Handshake(RUN, "{}", "actor")))
+    assert refused.value.kind is RefusalKind.TABLE
+    message = pb.SampleOpen(
+        handshake=Handshake(RUN, "{}", "learner").to_proto(),
+        learner=LearnerIdentity(1, bytes(16)).to_proto(),
+        tables=[pb.MirroredTable(table=wire.table_config_to_proto(config))],
+    )
+    with pytest.raises(Refused, match=expected):
+        shard.endpoint.open_sample(pb.SampleRequest(open=message))
+    # It was not accepted before it was refused.
+    assert (shard.engine.learner_epoch, shard.engine.tables) == (0, {})
+    shard.crash()

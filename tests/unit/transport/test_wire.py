@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import lz4.block
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from apexrl.types import (
     Geometry,
     InitialPriority,
     Padding,
+    RemoverKind,
     Scope,
     SelectorConfig,
     SelectorKind,
@@ -150,6 +153,9 @@ def test_an_empty_lz4_block_and_one_above_the_bound_are_refused() -> None:
         (lambda m: setattr(m.signature, "tail_rows", 1 << 20), "geometry.tail"),
         (lambda m: setattr(m, "selector", 0), "table.selector"),
         (lambda m: setattr(m, "remover", 7), "table.remover"),
+        (lambda m: setattr(m, "remover", 0), "table.remover"),
+        (lambda m: (setattr(m, "remover", 2), setattr(m, "remover_exponent", 0.5)), "remover_exponent is 0.5"),
+        (lambda m: (setattr(m, "remover", 2), setattr(m, "remover_exponent", float("nan"))), "remover_exponent is nan"),
         (lambda m: setattr(m, "priority_exponent", -1.0), "selector.exponent"),
         (lambda m: setattr(m, "name", ""), "table.name"),
     ],
@@ -160,6 +166,23 @@ def test_a_table_that_cannot_be_is_refused_and_named(change: object, field: str)
     with pytest.raises(SignatureError) as error:
         wire.table_config_from_proto(message)
     assert field in str(error.value)
+
+
+@pytest.mark.parametrize("exponent", [-0.4, -4.0, 0.0])
+def test_the_remover_travels_both_ways(exponent: float) -> None:
+    config = dataclasses.replace(TABLE, remover=RemoverKind.PRIORITIZED, remover_exponent=exponent)
+    message = pb.TableConfig.FromString(wire.table_config_to_proto(config).SerializeToString())
+    assert message.remover == pb.TableConfig.REMOVER_PRIORITIZED
+    assert wire.table_config_from_proto(message) == config
+
+
+def test_first_in_first_out_is_said_as_it_was_before_there_were_other_removers() -> None:
+    message = wire.table_config_to_proto(dataclasses.replace(TABLE, remover_exponent=-2.0))
+    fields = [field.name for field, _ in message.ListFields()]
+    assert "remover" in fields
+    assert "remover_exponent" not in fields
+    # An exponent without effect makes no other table: a shard would rebuild it.
+    assert wire.table_config_from_proto(message) == TABLE
 
 
 def make_reply() -> pb.DrawReply:

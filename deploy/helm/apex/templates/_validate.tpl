@@ -13,6 +13,9 @@
 {{- if and (gt (int .Values.replay.shards) 1) (eq (dig "replay" "selector" "proportional" (include "apex.configData" . | fromJson)) "rank_based") -}}
 {{- fail (printf "replay.shards is %d, must be 1 with the experiment's replay.selector rank_based: ranks are of one table" (int .Values.replay.shards)) -}}
 {{- end -}}
+{{- if and .Values.replay.persistence.enabled (ne (dig "replay" "remover" "fifo" (include "apex.configData" . | fromJson)) "fifo") -}}
+{{- fail "replay.persistence.enabled is true, must be false with the experiment's replay.remover prioritized: a journal gives back only what left first in, first out" -}}
+{{- end -}}
 {{- $operator := .Capabilities.APIVersions.Has "monitoring.coreos.com/v1" -}}
 {{- range $name := list "podMonitor" "rules" -}}
 {{- if and (get $.Values.monitoring $name).enabled (not $operator) -}}

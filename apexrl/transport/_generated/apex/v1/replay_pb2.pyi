@@ -219,10 +219,16 @@ class TableConfig(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         REMOVER_UNSPECIFIED: TableConfig._Remover.ValueType  # 0
         REMOVER_FIFO: TableConfig._Remover.ValueType  # 1
+        """Whole pages, the oldest first."""
+        REMOVER_PRIORITIZED: TableConfig._Remover.ValueType  # 2
+        """Items, drawn in proportion to (p + 1e-6)^remover_exponent."""
 
     class Remover(_Remover, metaclass=_RemoverEnumTypeWrapper): ...
     REMOVER_UNSPECIFIED: TableConfig.Remover.ValueType  # 0
     REMOVER_FIFO: TableConfig.Remover.ValueType  # 1
+    """Whole pages, the oldest first."""
+    REMOVER_PRIORITIZED: TableConfig.Remover.ValueType  # 2
+    """Items, drawn in proportion to (p + 1e-6)^remover_exponent."""
 
     class _InitialPriority:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -248,6 +254,7 @@ class TableConfig(_message.Message):
     INITIAL_PRIORITY_FIELD_NUMBER: _builtins.int
     CAPACITY_ITEMS_FIELD_NUMBER: _builtins.int
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    REMOVER_EXPONENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     selector: Global___TableConfig.Selector.ValueType
     priority_exponent: _builtins.float
@@ -260,6 +267,8 @@ class TableConfig(_message.Message):
     """Soft capacity in items."""
     budget_bytes: _builtins.int
     """Hard budget of encoded chunk bytes."""
+    remover_exponent: _builtins.float
+    """In [-4, 0]; read with REMOVER_PRIORITIZED only."""
     @_builtins.property
     def signature(self) -> Global___Signature: ...
     def __init__(
@@ -274,10 +283,11 @@ class TableConfig(_message.Message):
         initial_priority: Global___TableConfig.InitialPriority.ValueType = ...,
         capacity_items: _builtins.int = ...,
         budget_bytes: _builtins.int = ...,
+        remover_exponent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "capacity_items", b"capacity_items", "initial_priority", b"initial_priority", "name", b"name", "priority_exponent", b"priority_exponent", "remover", b"remover", "selector", b"selector", "signature", b"signature", "uniform_mixture", b"uniform_mixture"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "capacity_items", b"capacity_items", "initial_priority", b"initial_priority", "name", b"name", "priority_exponent", b"priority_exponent", "remover", b"remover", "remover_exponent", b"remover_exponent", "selector", b"selector", "signature", b"signature", "uniform_mixture", b"uniform_mixture"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
