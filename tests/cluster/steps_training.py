@@ -60,7 +60,9 @@ def scale(scene: Scene) -> dict[str, object]:
     """``kubectl scale``: six actors have leases and insert; indices and epsilon of the two stay."""
     release = scene.release
     until("exploration to be annealed", lambda: release.progress().frames > ANNEALED_FRAMES, seconds=300)
-    before = {pod: exploration(scene, pod) for pod in release.wait_ready("actor", 2)}
+    first = release.wait_ready("actor", 2)
+    # Actors hear of the run's frames with their heartbeats.
+    before = until("both actors to have heard of it", lambda: settled(scene, first), seconds=60)
     scene.cluster.kubectl("scale", "deployment/apex-actor", f"--replicas={SCALED_ACTORS}")
     pods = release.wait_ready("actor", SCALED_ACTORS)
     indices = wait_leases(scene, pods)
@@ -75,6 +77,12 @@ def scale(scene: Scene) -> dict[str, object]:
     if after != before:
         raise StepFailed(f"exploration of the first actors changed from {before} to {after}")
     return {"lowest_indices": indices, "unchanged": before}
+
+
+def settled(scene: Scene, pods: list[str]) -> dict[str, tuple[float, float]] | None:
+    """Exploration of actors, once no epsilon is that of the beginning, and none changes any more."""
+    read, again = ({pod: exploration(scene, pod) for pod in pods} for _ in range(2))
+    return again if read == again and all(epsilon < 1.0 for _, epsilon in again.values()) else None
 
 
 def exploration(scene: Scene, pod: str) -> tuple[float, float]:
