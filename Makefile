@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/pong_small.yaml
 ARGS ?=
-GATES ?= cartpole minatar_breakout
+GATES ?= cartpole pendulum_apex_dpg pendulum_d4pg pendulum_d4pg_narrow minatar_breakout
 
 BIN := $(VENV)/bin
 SOURCES := apexrl services benchmarks tests tools

@@ -25,7 +25,7 @@ from apexrl.config import ExperimentConfig
 from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
 from apexrl.runtime.torch_cpu import configure_torch
-from apexrl.types import EnvSpec, RowKind, TableConfig
+from apexrl.types import DiscreteActions, EnvSpec, RowKind, TableConfig
 from benchmarks.aggregation import spread
 from benchmarks.options import conclude, load, parser, run
 from benchmarks.windows import Window, interleave, repeat
@@ -46,7 +46,12 @@ def synthetic_batch(table: TableConfig, spec: EnvSpec, batch_size: int, seed: in
         elif name == "continuation":
             values[...] = 1
         elif name == "action":
-            values[...] = generator.integers(0, spec.num_actions, values.shape)
+            discrete = isinstance(spec.actions, DiscreteActions)
+            values[...] = (
+                generator.integers(0, spec.num_actions, values.shape)
+                if discrete
+                else generator.uniform(-1.0, 1.0, values.shape)
+            )
         elif name == "reward":
             values[...] = generator.integers(-1, 2, values.shape)
         elif values.dtype == np.uint8:

@@ -70,7 +70,7 @@ class Outcome:
 
 
 def load_config(subject: Subject) -> ExperimentConfig[Any]:
-    return load_experiment(ROOT / subject.config, algorithm_configs=CONFIGS)
+    return load_experiment(ROOT / subject.config, subject.overrides, algorithm_configs=CONFIGS)
 
 
 def config_digest(subject: Subject) -> str:
@@ -114,6 +114,7 @@ def run_seed(subject: Subject, seed: int, directory: Path, *, limit_seconds: flo
         "config_digest": config_digest(subject),
     }
     arguments = ["train", str(ROOT / subject.config), "--seed", str(seed), "--run-dir", str(run), "--fresh"]
+    arguments += subject.overrides
     training = _Training(subject, arguments, directory)
     training.run(limit_seconds or subject.limit_seconds)
     table = _read_log(run)

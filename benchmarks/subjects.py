@@ -30,14 +30,20 @@ class Subject:
     seconds_to_threshold_max: float | None = None
     """Bound on the slowest seed's wall-clock, start of the processes included."""
     seconds_to_threshold_median: float | None = None
+    overrides: tuple[str, ...] = ()
+    """Command line behind the configuration file."""
+    control: bool = False
+    """A control, which must stay *below* the threshold: what its ``overrides`` take away is what learning hangs on."""
 
     @property
     def goals(self) -> Goals:
         """Bounds on the metrics of :func:`benchmarks.learning_summary.summarize`.
 
         The lower end of the interval must show nine tenths of the way from random play to the threshold: a mean that
-        one lucky seed lifts is no proof.
+        one lucky seed lifts is no proof. Of a control, the upper end must lie below the threshold.
         """
+        if self.control:
+            return {"iqm_ci95_high": {"at_most": self.threshold}, "num_seeds": {"at_least": len(self.seeds)}}
         goals: dict[str, dict[str, float]] = {
             "iqm": {"at_least": self.threshold},
             "iqm_ci95_low": {"at_least": round(self.random_return + 0.9 * (self.threshold - self.random_return), 3)},
@@ -83,6 +89,41 @@ SUBJECTS: dict[str, Subject] = {
         frames_budget=2_000_000,
         limit_seconds=7200.0,
         evaluation_episodes=50,
+    ),
+    "pendulum_apex_dpg": Subject(
+        name="pendulum_apex_dpg",
+        title="Ape-X DPG on Pendulum-v1",
+        config="configs/pendulum_apex_dpg.yaml",
+        threshold=-200.0,
+        random_return=-1193.0,
+        seeds=(1, 2, 3, 4, 5),
+        frames_budget=30_000,
+        limit_seconds=1800.0,
+        evaluation_episodes=20,
+    ),
+    "pendulum_d4pg": Subject(
+        name="pendulum_d4pg",
+        title="D4PG on Pendulum-v1",
+        config="configs/pendulum_d4pg.yaml",
+        threshold=-250.0,
+        random_return=-1193.0,
+        seeds=(1, 2, 3, 4, 5),
+        frames_budget=30_000,
+        limit_seconds=1800.0,
+        evaluation_episodes=20,
+    ),
+    "pendulum_d4pg_narrow": Subject(
+        name="pendulum_d4pg_narrow",
+        title="D4PG on Pendulum-v1, atoms from -1 to 0 (control)",
+        config="configs/pendulum_d4pg.yaml",
+        threshold=-600.0,
+        random_return=-1193.0,
+        seeds=(1, 2, 3, 4, 5),
+        frames_budget=30_000,
+        limit_seconds=1800.0,
+        evaluation_episodes=20,
+        overrides=("--algorithm.critic.v-min", "-1", "--algorithm.critic.v-max", "0"),
+        control=True,
     ),
     "pong": Subject(
         name="pong_apex_dqn",

@@ -14,7 +14,7 @@ from benchmarks.learner_update import synthetic_batch
 from benchmarks.machine import ROOT
 
 
-@pytest.mark.parametrize("name", ["catch_apex_dqn", "pong_small"])
+@pytest.mark.parametrize("name", ["catch_apex_dqn", "pong_small", "pendulum_apex_dpg", "pendulum_d4pg"])
 def test_an_update_learns_from_the_synthetic_batch(name: str) -> None:
     torch.set_num_threads(1)
     config = load_experiment(ROOT / "configs" / f"{name}.yaml", algorithm_configs=CONFIGS)

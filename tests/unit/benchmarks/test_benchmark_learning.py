@@ -71,6 +71,24 @@ def test_one_good_seed_among_bad_ones_does_not_meet_the_goals() -> None:
     assert not goals_met(metrics, CARTPOLE.goals)
 
 
+def test_a_control_meets_its_goals_where_it_fails_to_learn() -> None:
+    control = SUBJECTS["pendulum_d4pg_narrow"]
+    failed = [outcome(seed, -1100.0 - seed, None) for seed in range(1, 6)]
+    assert goals_met(summarize(control, failed, 30_000), control.goals)
+    assert not goals_met(summarize(control, failed[:4], 30_000), control.goals)
+    learned = [replace(one, evaluation_returns=(-150.0,)) for one in failed[:3]]
+    assert not goals_met(summarize(control, learned + failed[3:], 30_000), control.goals)
+
+
+def test_overrides_of_a_subject_are_part_of_its_configuration() -> None:
+    narrow, whole = SUBJECTS["pendulum_d4pg_narrow"], SUBJECTS["pendulum_d4pg"]
+    assert (narrow.config, whole.overrides) == (whole.config, ())
+    critic = load_config(narrow).algorithm.critic
+    assert (critic.v_min, critic.v_max) == (-1.0, 0.0)
+    assert load_config(whole).algorithm.critic.v_min < -100.0
+    assert config_digest(narrow) != config_digest(whole)
+
+
 def test_a_seed_that_never_reached_the_threshold_has_no_time() -> None:
     both = [outcome(1, 20.0, 1800.0), outcome(2, 19.0, 2400.0)]
     metrics = summarize(PONG, both, 2_400_000)
