@@ -23,6 +23,7 @@ QUIET = {
     "apex_actor_transitions_dropped_total",
     "apex_actor_insert_queue_transitions",
     "apex_eval_epsilon",
+    "apex_grpc_server_in_flight",  # of a learner, whose calls are short
     "apex_learner_finished",
     "apex_learner_nonfinite_total",
     "apex_learner_checkpoint_failures_total",
