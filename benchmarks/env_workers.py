@@ -21,9 +21,9 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from apexrl.config import EnvConfig
+from apexrl.env_types import VectorEnv
 from apexrl.envs import dm_control_env, gymnasium_env, make_vec
 from apexrl.envs.gymnasium_env import GymnasiumEnv
-from apexrl.types import VectorEnv
 from benchmarks.aggregation import spread
 from benchmarks.options import add_write, conclude, run
 from benchmarks.windows import interleave, ratios, repeat

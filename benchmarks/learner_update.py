@@ -22,10 +22,11 @@ import torch
 from apex_learner.process import make_state, pick_device
 from apexrl.algorithms import make_algorithm
 from apexrl.config import ExperimentConfig
+from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
 from apexrl.runtime.torch_cpu import configure_torch
-from apexrl.types import DiscreteActions, EnvSpec, RowKind, TableConfig
+from apexrl.types import RowKind, TableConfig
 from benchmarks.aggregation import spread
 from benchmarks.options import conclude, load, parser, run
 from benchmarks.windows import Window, interleave, repeat

@@ -10,7 +10,7 @@ from apexrl.algorithms.apex_dqn import ApexDQN
 from apexrl.algorithms.base import Algorithm, AlgorithmFactory
 from apexrl.algorithms.d4pg import D4PG
 from apexrl.config import ConfigError, ExperimentConfig
-from apexrl.types import EnvSpec
+from apexrl.env_types import EnvSpec
 
 #: Value of ``algorithm.name`` -> how to make the algorithm.
 REGISTRY: dict[str, AlgorithmFactory] = {

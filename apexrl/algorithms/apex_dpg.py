@@ -19,8 +19,8 @@ from apexrl.algorithms.deterministic_policy import (
     DeterministicPolicyConfig,
 )
 from apexrl.config import ExperimentConfig, require, shared
+from apexrl.env_types import EnvSpec
 from apexrl.ops.value_learning import bootstrapped_targets, squared_loss
-from apexrl.types import EnvSpec
 
 
 @dataclass(frozen=True)

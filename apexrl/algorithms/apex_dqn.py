@@ -21,6 +21,7 @@ from torch import nn
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
 from apexrl.algorithms.tables import n_step_table
 from apexrl.config import ConfigError, ExperimentConfig, require, shared
+from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
 from apexrl.ops.batch_parallel import BatchParallel
 from apexrl.ops.exploration import epsilon_greedy
@@ -29,7 +30,7 @@ from apexrl.ops.optimization import RMSProp, clip_scale, copy_parameters, guarde
 from apexrl.ops.rescaling import h_inverse
 from apexrl.ops.returns import n_step
 from apexrl.ops.value_learning import bootstrapped_targets, double_q_values, huber_loss, q_values_of, squared_loss
-from apexrl.types import DiscreteActions, EnvSpec, ItemWindows
+from apexrl.types import ItemWindows
 
 #: Decay of the running mean of squared gradients where the configuration leaves it at 0.
 USUAL_DECAY = {"rmsprop_centered": 0.95, "rmsprop": 0.95, "adam": 0.999}

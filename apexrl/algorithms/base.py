@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from apexrl.env_types import EnvSpec
 from apexrl.experience.batch import WindowBatch as WindowBatch
 from apexrl.experience.windows import WindowRule
-from apexrl.types import Array, EnvSpec, ItemWindows, TableConfig
+from apexrl.types import Array, ItemWindows, TableConfig
 
 #: Recurrent state of all lanes, name -> [L, ...]. The actor zeroes a lane's part where an episode begins. Feed-forward
 #: policies have none: {}.

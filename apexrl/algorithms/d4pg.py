@@ -24,9 +24,9 @@ from apexrl.algorithms.deterministic_policy import (
     ValueHead,
 )
 from apexrl.config import ExperimentConfig, require, shared
+from apexrl.env_types import EnvSpec
 from apexrl.networks.actor_critic import ActorCriticConfig
 from apexrl.ops import categorical, gaussian_mixture
-from apexrl.types import EnvSpec
 
 #: Priorities beyond this would only say that the critic knows nothing yet (as in dqn_zoo's Rainbow).
 MAX_DIVERGENCE = 100.0

@@ -19,6 +19,7 @@ from torch import nn
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
 from apexrl.algorithms.tables import n_step_table
 from apexrl.config import ConfigError, ExperimentConfig, require, shared
+from apexrl.env_types import ContinuousActions, EnvSpec
 from apexrl.networks.actor_critic import ActorCritic, ActorCriticConfig
 from apexrl.ops.batch_parallel import BatchParallel
 from apexrl.ops.exploration import gaussian_exploration
@@ -26,7 +27,7 @@ from apexrl.ops.frames import stack_frames
 from apexrl.ops.optimization import clip_scale, copy_parameters, guarded_step
 from apexrl.ops.policy_gradient import action_gradients, deterministic_policy_losses
 from apexrl.ops.returns import n_step
-from apexrl.types import ContinuousActions, EnvSpec, ItemWindows
+from apexrl.types import ItemWindows
 
 
 @dataclass(frozen=True)

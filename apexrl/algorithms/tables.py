@@ -6,13 +6,13 @@ from typing import Any
 
 from apexrl.algorithms.base import TableSpec
 from apexrl.config import ExperimentConfig
+from apexrl.env_types import EnvSpec
 from apexrl.experience.windows import NStepWindows
 from apexrl.types import (
     COMPRESSION_THRESHOLD_BYTES_PER_CHUNK,
     ROW_COLUMNS,
     Codec,
     ColumnSpec,
-    EnvSpec,
     Geometry,
     InitialPriority,
     RemoverKind,

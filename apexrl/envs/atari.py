@@ -15,10 +15,11 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import DiscreteActions, EnvSpec, EnvStep
 from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, Padding
 
 FRAME_SIDE = 84
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from apexrl.types import ActionSpec, Array, ContinuousActions, DiscreteActions, EnvSpec, EnvStep, VectorEnv
+from apexrl.env_types import ActionSpec, ContinuousActions, DiscreteActions, EnvSpec, EnvStep, VectorEnv
+from apexrl.types import Array
 
 #: Ends whose final observation must differ from the following first one at least once before we complain.
 _MIN_ENDS = 3
@@ -20,7 +21,7 @@ _REPLAYED_STEPS = 100
 def check_env(
     make: Callable[[int], VectorEnv], *, num_lanes: int = 2, num_steps: int = 1000, seed: int = 1
 ) -> list[str]:
-    """Check what ``make(num_lanes)`` returns against the contract of :class:`~apexrl.types.VectorEnv`.
+    """Check what ``make(num_lanes)`` returns against the contract of :class:`~apexrl.env_types.VectorEnv`.
 
     Two copies are played side by side for twice ``num_steps`` steps: first with equal actions (determinism under a
     seed), then with actions that differ only where NEXT_STEP autoreset must ignore them.
@@ -167,7 +168,7 @@ class _Checker:
 
     def _check_step(self, step: EnvStep, spec: EnvSpec) -> bool:
         if not isinstance(step, EnvStep):
-            self.report(f"step: returned a {type(step).__name__}, must be an apexrl.types.EnvStep")
+            self.report(f"step: returned a {type(step).__name__}, must be an apexrl.env_types.EnvStep")
             return False
         self._check_observation(step.observation, "step")
         for name, dtype in (("reward", "float32"), *((n, "bool") for n in ("terminated", "truncated", "life_lost"))):

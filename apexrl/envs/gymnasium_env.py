@@ -14,13 +14,14 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import ActionSpec, DiscreteActions, EnvSpec, EnvStep
 from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.offscreen import no_graphics_driver
 from apexrl.envs.pictures import picture
 from apexrl.envs.spaces import BoundedActions, ObservationLayout
 from apexrl.envs.worker_processes import Maker, WorkerVectorEnv
-from apexrl.types import ActionSpec, Array, DiscreteActions, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, Padding
 
 #: Folder of gymnasium's entry points -> the extra of this package that brings what they import.
 _EXTRAS = {"gymnasium.envs.mujoco": "mujoco"}
@@ -62,7 +63,7 @@ def make_lanes(makers: Sequence[Maker], config: EnvConfig, *, draw_in_worker: bo
 
 
 class GymnasiumEnv:
-    """A gymnasium vector environment as a :class:`~apexrl.types.VectorEnv`; also for vector environments of your own.
+    """A gymnasium vector environment as a :class:`~apexrl.env_types.VectorEnv`; also for vector environments of your own.
 
     Actions must be Discrete, or a Box of finite bounds, to which [-1, 1] is mapped
     (:class:`~apexrl.envs.spaces.BoundedActions`). Observations are laid out by

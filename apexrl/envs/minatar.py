@@ -9,10 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from apexrl.config import EnvConfig
+from apexrl.env_types import DiscreteActions, EnvSpec, EnvStep
 from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import lane_seeds, require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, Padding
 
 #: As on Atari; a good player of Breakout would never end otherwise.
 EVALUATION_EPISODE_FRAMES = 108_000

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from apexrl.config import EnvConfig
+from apexrl.env_types import DiscreteActions, EnvSpec, EnvStep
 from apexrl.envs.errors import refuse_options, unknown_name
 from apexrl.envs.lanes import require_actions
 from apexrl.envs.pictures import picture
-from apexrl.types import Array, DiscreteActions, EnvSpec, EnvStep, Padding
+from apexrl.types import Array, Padding
 
 _NAMES = ("catch", "scripted")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from apexrl.config import ConfigError, EnvConfig, require
+from apexrl.env_types import EnvSpec, VectorEnv
 from apexrl.envs.errors import nearest
-from apexrl.types import EnvSpec, VectorEnv
 
 
 class _Suite(NamedTuple):
@@ -114,7 +114,7 @@ def _make_own(config: EnvConfig, path: str, num_lanes: int, num_threads: int, ev
     if missing:
         raise ConfigError(
             f"env.id is {path!r}: it returned a {type(env).__name__} without {', '.join(missing)}; it must return an "
-            "apexrl.types.VectorEnv (for a gymnasium vector environment: "
+            "apexrl.env_types.VectorEnv (for a gymnasium vector environment: "
             "apexrl.envs.gymnasium_env.GymnasiumEnv(vector_env))"
         )
     if env.num_lanes != num_lanes:

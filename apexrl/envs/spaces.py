@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Space, Tuple
 
 from apexrl.config import ConfigError
-from apexrl.types import Array, ContinuousActions
+from apexrl.env_types import ContinuousActions
+from apexrl.types import Array
 
 #: The last axis of an image space holds its channels; a longer one is no channel axis.
 MAX_CHANNELS = 16

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from apexrl.types import Array, EnvStep, RowKind
+from apexrl.env_types import EnvStep
+from apexrl.types import Array, RowKind
 
 MAX_AGE = int(np.iinfo(np.uint16).max)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from apexrl.types import Array, EnvSpec, Padding
+from apexrl.env_types import EnvSpec
+from apexrl.types import Array, Padding
 
 
 class FrameStacker:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from apexrl.config import ConfigError, require, shared
+from apexrl.env_types import EnvSpec
 from apexrl.networks.torsos import ConvTorso, DenseTorso
-from apexrl.types import EnvSpec
 
 #: (kernel, stride) of the convolutions of Mnih et al. 2015.
 NATURE_KERNELS = ((8, 4), (4, 2), (3, 1))

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apexrl.config import EnvConfig
-from apexrl.types import Array, ContinuousActions, EnvSpec, EnvStep
+from apexrl.env_types import ContinuousActions, EnvSpec, EnvStep
+from apexrl.types import Array
 
 EPISODE_STEPS = 10
 STEP_LENGTH = 0.3

@@ -10,8 +10,8 @@ import torch
 from apexrl.algorithms.apex_dqn import ApexDQN, ApexDQNConfig
 from apexrl.algorithms.base import LearnerState, WindowBatch
 from apexrl.config import EnvConfig, ExperimentConfig, LearnerConfig, ReplayConfig
+from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.networks.q_networks import NetworkConfig
-from apexrl.types import DiscreteActions, EnvSpec
 
 VECTOR = EnvSpec((4,), "float32", DiscreteActions(3))
 ATARI = EnvSpec((84, 84), "uint8", DiscreteActions(6), action_repeat=4)

@@ -12,8 +12,8 @@ from apexrl.algorithms.base import LearnerState, WindowBatch
 from apexrl.algorithms.d4pg import D4PG, CriticConfig, D4PGConfig, D4PGNetworkConfig
 from apexrl.algorithms.deterministic_policy import DeterministicPolicyAlgorithm
 from apexrl.config import EnvConfig, ExperimentConfig, LearnerConfig, ReplayConfig
+from apexrl.env_types import ContinuousActions, EnvSpec
 from apexrl.networks.actor_critic import ActorCriticConfig
-from apexrl.types import ContinuousActions, EnvSpec
 
 SPEC = EnvSpec((4,), "float32", ContinuousActions(2))
 UNITS: dict[str, Any] = {"policy_units": (12, 8), "critic_units": (16, 12)}

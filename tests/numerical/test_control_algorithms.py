@@ -14,8 +14,9 @@ from apexrl.algorithms import make_algorithm
 from apexrl.algorithms.apex_dpg import ApexDPGConfig
 from apexrl.algorithms.d4pg import CriticConfig, D4PGConfig, D4PGNetworkConfig
 from apexrl.config import ConfigError, ExperimentConfig, ReplayConfig
+from apexrl.env_types import ContinuousActions, DiscreteActions, EnvSpec
 from apexrl.networks.actor_critic import ActorCritic, ActorCriticConfig, TanhDense
-from apexrl.types import ContinuousActions, DiscreteActions, EnvSpec, ItemWindows, Scope
+from apexrl.types import ItemWindows, Scope
 
 # Configuration
 

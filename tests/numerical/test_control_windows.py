@@ -13,9 +13,10 @@ from apex_actor.loop import ActorLoop
 from apexrl.algorithms.base import WindowBatch
 from apexrl.algorithms.deterministic_policy import DeterministicPolicyAlgorithm
 from apexrl.config import EnvConfig, ExperimentConfig, ReplayConfig
+from apexrl.env_types import ContinuousActions, EnvSpec, EnvStep
 from apexrl.experience.batch import BatchBuffer
 from apexrl.experience.mirror import HostMirror
-from apexrl.types import Array, Chunk, ContinuousActions, EnvSpec, EnvStep
+from apexrl.types import Array, Chunk
 
 LANES = 2
 SPEC = EnvSpec((2,), "float32", ContinuousActions(2))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
 from apexrl.runtime.parameter_payload import pack_parameters, unpack_parameters
-from apexrl.types import DiscreteActions, EnvSpec
 
 #: Actions differ only where two action values are closer than the rounding of the weights.
 LEAST_AGREEMENT = 0.99

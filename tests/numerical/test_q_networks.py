@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from apexrl.config import ConfigError
+from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.networks.q_networks import NetworkConfig, QHead, combine_streams, make_q_network
 from apexrl.networks.torsos import InputConv2d
-from apexrl.types import DiscreteActions, EnvSpec
 
 ATARI = EnvSpec((84, 84), "uint8", DiscreteActions(18), action_repeat=4)
 MINATAR = EnvSpec((4, 10, 10), "uint8", DiscreteActions(6))

@@ -11,7 +11,8 @@ from torch import nn
 from apex_actor.loop import ActorLoop
 from apexrl.algorithms.base import Algorithm
 from apexrl.config import ExperimentConfig
-from apexrl.types import EpisodeReport, ParameterVersion, VectorEnv
+from apexrl.env_types import VectorEnv
+from apexrl.types import EpisodeReport, ParameterVersion
 
 
 def evaluate(

@@ -17,10 +17,11 @@ from torch import nn
 
 from apexrl.algorithms.base import ActorOutput, Algorithm
 from apexrl.config import ExperimentConfig
+from apexrl.env_types import VectorEnv
 from apexrl.experience.chunk_builder import ChunkBuilder
 from apexrl.experience.rows import EpisodeRows
 from apexrl.experience.stacking import FrameStacker
-from apexrl.types import Array, Chunk, EpisodeReport, ParameterVersion, RowKind, VectorEnv
+from apexrl.types import Array, Chunk, EpisodeReport, ParameterVersion, RowKind
 
 
 @dataclass

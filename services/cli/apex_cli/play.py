@@ -16,13 +16,14 @@ from apex_learner.trainer import Counters
 from apexrl.algorithms import CONFIGS, make_algorithm
 from apexrl.algorithms.base import Algorithm
 from apexrl.config import ConfigError, ExperimentConfig, load_experiment
+from apexrl.env_types import ActionSpec, ContinuousActions
 from apexrl.envs import env_spec, make_vec
 from apexrl.runtime.checkpoint import CheckpointStore
 from apexrl.runtime.errors import CheckpointError
 from apexrl.runtime.learner_snapshot import load_module
 from apexrl.runtime.lifecycle import Shutdown
 from apexrl.runtime.run_directory import RunDirectory
-from apexrl.types import ActionSpec, Array, ContinuousActions, ParameterVersion
+from apexrl.types import Array, ParameterVersion
 
 Which = Literal["newest", "best"]
 

@@ -19,6 +19,7 @@ from apex_learner.trainer import Counters, NonfiniteLossError, Trainer
 from apexrl.algorithms import make_algorithm
 from apexrl.algorithms.base import Algorithm, LearnerState
 from apexrl.config import ConfigError, ExperimentConfig, shared_json, to_plain
+from apexrl.env_types import EnvSpec
 from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
 from apexrl.runtime.checkpoint import Checkpoint, CheckpointStore
@@ -34,7 +35,7 @@ from apexrl.transport.errors import ListenError
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.info_client import UnreachableError, fetch_info
 from apexrl.transport.sample_client import LearnerIdentity
-from apexrl.types import EnvSpec, TableTotals
+from apexrl.types import TableTotals
 
 log = get_logger(__name__)
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apexrl.env_types import DiscreteActions, EnvSpec, EnvStep
 from apexrl.experience.batch import CPU, BatchBuffer, WindowBatch
 from apexrl.experience.chunk_builder import ChunkBuilder
 from apexrl.experience.device_mirror import CopyStream, DeviceMirror
@@ -25,9 +26,6 @@ from apexrl.types import (
     Chunk,
     Codec,
     ColumnSpec,
-    DiscreteActions,
-    EnvSpec,
-    EnvStep,
     Geometry,
     ItemWindows,
     Padding,

@@ -12,9 +12,10 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import DiscreteActions, EnvSpec, EnvStep
 from apexrl.envs import atari, env_names, env_spec, make_vec
 from apexrl.envs.lanes import lane_seeds
-from apexrl.types import DiscreteActions, EnvSpec, EnvStep, Padding
+from apexrl.types import Padding
 
 
 def random_actions(num_steps: int, num_lanes: int, num_actions: int, seed: int = 0) -> np.ndarray:

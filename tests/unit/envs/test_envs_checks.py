@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from apexrl.config import EnvConfig
+from apexrl.env_types import EnvSpec, EnvStep
 from apexrl.envs import check_env, make_vec
 from apexrl.envs.problems import CatchEnv
-from apexrl.types import EnvSpec, EnvStep
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def flag_after_the_end(step: EnvStep, over: np.ndarray) -> EnvStep:
         (lambda step, over: step._replace(reward=step.reward.astype(np.float64)), "reward is float64 [2], must be f"),
         (lambda step, over: step._replace(observation=step.observation[:, :49]), "observation is float32 [2, 49]"),
         (lambda step, over: step._replace(reward=step.reward + np.float32("nan")), "reward is [nan, nan], must be fin"),
-        (lambda step, over: tuple(step), "returned a tuple, must be an apexrl.types.EnvStep"),
+        (lambda step, over: tuple(step), "returned a tuple, must be an apexrl.env_types.EnvStep"),
         (lambda step, over: step._replace(observation=step.observation.tolist()), "observation is a list"),
         (life_lost_at_the_end, "life_lost and terminated are both set"),
         (reward_after_the_end, "the step after an end has reward 0.5"),

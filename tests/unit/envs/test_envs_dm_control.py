@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import ContinuousActions, EnvSpec
 from apexrl.envs import check_env, env_names, env_spec, make_vec
 from apexrl.envs.dm_control_env import ControlTask
-from apexrl.types import ContinuousActions, EnvSpec, Padding
+from apexrl.types import Padding
 
 WALKER = EnvConfig(id="dm_control/walker-walk")
 

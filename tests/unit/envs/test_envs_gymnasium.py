@@ -13,9 +13,10 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Text, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import ContinuousActions, DiscreteActions, EnvSpec
 from apexrl.envs import env_spec, make_vec
 from apexrl.envs.gymnasium_env import GymnasiumEnv
-from apexrl.types import ContinuousActions, DiscreteActions, EnvSpec, Padding
+from apexrl.types import Padding
 
 
 class Counter(gymnasium.Env[np.ndarray, np.integer[Any]]):

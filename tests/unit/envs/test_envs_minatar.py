@@ -10,9 +10,10 @@ import pytest
 from minatar import Environment
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.envs import env_names, env_spec, make_vec
 from apexrl.envs.lanes import lane_seeds
-from apexrl.types import DiscreteActions, EnvSpec, Padding
+from apexrl.types import Padding
 
 BREAKOUT = EnvConfig(id="minatar/breakout", sticky_actions=0.1)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.envs import env_spec, make_vec
 from apexrl.envs.problems import (
     CatchEnv,
@@ -16,7 +17,6 @@ from apexrl.envs.problems import (
     encode_observation,
     scripted_reward,
 )
-from apexrl.types import DiscreteActions, EnvSpec
 
 CATCH = EnvConfig(id="apex/catch")
 

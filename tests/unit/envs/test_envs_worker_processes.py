@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from apexrl.config import ConfigError, EnvConfig
+from apexrl.env_types import EnvStep, VectorEnv
 from apexrl.envs import check_env, make_vec
 from apexrl.envs.worker_processes import WorkerVectorEnv, _shares
-from apexrl.types import Array, EnvStep, VectorEnv
+from apexrl.types import Array
 
 HERE = Path(__file__).parent
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from apexrl.env_types import DiscreteActions, EnvSpec, EnvStep
 from apexrl.experience.rows import EpisodeRows
 from apexrl.experience.stacking import FrameStacker
 from apexrl.experience.windows import NStepWindows
-from apexrl.types import DiscreteActions, EnvSpec, EnvStep, Padding, RowKind
+from apexrl.types import Padding, RowKind
 
 
 def answer(reward: float = 0.0, terminated: bool = False, truncated: bool = False, life_lost: bool = False) -> EnvStep:
