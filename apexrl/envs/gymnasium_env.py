@@ -63,7 +63,7 @@ def make_lanes(makers: Sequence[Maker], config: EnvConfig, *, draw_in_worker: bo
 
 
 class GymnasiumEnv:
-    """A gymnasium vector environment as a :class:`~apexrl.env_types.VectorEnv`; also for vector environments of your own.
+    """A gymnasium vector environment, also your own, as a :class:`~apexrl.env_types.VectorEnv`.
 
     Actions must be Discrete, or a Box of finite bounds, to which [-1, 1] is mapped
     (:class:`~apexrl.envs.spaces.BoundedActions`). Observations are laid out by
