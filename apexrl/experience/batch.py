@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,26 +33,27 @@ class WindowBatch(NamedTuple):
 
     def to(self, device: torch.device) -> WindowBatch:
         """The batch on ``device``; from pinned memory the copy is asynchronous."""
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return WindowBatch(
-            columns={name: move(tensor) for name, tensor in self.columns.items()},
-            item_columns={name: move(tensor) for name, tensor in self.item_columns.items()},
-            lengths=move(self.lengths),
-            prefixes=move(self.prefixes),
-            weights=move(self.weights),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, rows: slice) -> WindowBatch:
         """Some windows of the batch, in the same memory."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors, always in the same order."""
+        return [*self.columns.values(), *self.item_columns.values(), self.lengths, self.prefixes, self.weights]
+
+    def cloned(self) -> WindowBatch:
+        """The batch in memory of its own."""
+        return self._each(torch.clone)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> WindowBatch:
         return WindowBatch(
-            columns={name: tensor[rows] for name, tensor in self.columns.items()},
-            item_columns={name: tensor[rows] for name, tensor in self.item_columns.items()},
-            lengths=self.lengths[rows],
-            prefixes=self.prefixes[rows],
-            weights=self.weights[rows],
+            columns={name: change(tensor) for name, tensor in self.columns.items()},
+            item_columns={name: change(tensor) for name, tensor in self.item_columns.items()},
+            lengths=change(self.lengths),
+            prefixes=change(self.prefixes),
+            weights=change(self.weights),
         )
 
 
@@ -86,7 +88,7 @@ class BatchBuffer:
     Args:
         signature: of the table.
         batch_size: B.
-        device: where the columns lie. Everything else lies on the host and is copied by :meth:`as_window_batch`.
+        device: where the batch is trained on. What is written on the host meanwhile, :meth:`upload` copies there.
     """
 
     def __init__(self, signature: Signature, batch_size: int, device: torch.device = CPU) -> None:
@@ -112,13 +114,16 @@ class BatchBuffer:
             self.words[column.name] = as_words(tensor, column)
             if device == CPU:
                 self.raw[column.name] = tensor.numpy().reshape(batch_size, -1).view(np.uint8)
-        self._lengths = torch.zeros(batch_size, dtype=torch.int64, pin_memory=pin)
-        self._prefixes = torch.zeros(batch_size, dtype=torch.int64, pin_memory=pin)
-        self._weights = torch.zeros(batch_size, dtype=torch.float32, pin_memory=pin)
-        #: [B], over the memory of the tensors of the same names.
-        self.lengths: npt.NDArray[np.int64] = self._lengths.numpy()
-        self.prefixes: npt.NDArray[np.int64] = self._prefixes.numpy()
-        self.weights: npt.NDArray[np.float32] = self._weights.numpy()
+        # Host and device have the same layout, so that one copy takes all three over.
+        host = torch.zeros(batch_size * _BYTES_PER_ITEM, dtype=torch.uint8, pin_memory=pin)
+        self._host = host
+        self._uploaded = host if device == CPU else torch.zeros_like(host, device=device)
+        lengths, prefixes, weights = _item_views(host, batch_size)
+        #: [B], over host memory.
+        self.lengths: npt.NDArray[np.int64] = lengths.numpy()
+        self.prefixes: npt.NDArray[np.int64] = prefixes.numpy()
+        self.weights: npt.NDArray[np.float32] = weights.numpy()
+        self._item_tensors = _item_views(self._uploaded, batch_size)
         #: [B] u64; they name the items when their new priorities come back, and stay on the host.
         self.keys = np.zeros(batch_size, dtype=np.uint64)
         #: [B] which shard each key is of.
@@ -136,13 +141,23 @@ class BatchBuffer:
         """
         if self.ready is not None:
             torch.cuda.current_stream(self.device).wait_event(self.ready)
-        return WindowBatch(
-            columns=dict(self._columns),
-            item_columns=dict(self._item_columns),
-            lengths=self._lengths.to(self.device, non_blocking=True),
-            prefixes=self._prefixes.to(self.device, non_blocking=True),
-            weights=self._weights.to(self.device, non_blocking=True),
-        )
+        return WindowBatch(dict(self._columns), dict(self._item_columns), *self._item_tensors)
+
+    def upload(self) -> None:
+        """Bring ``lengths``, ``prefixes`` and ``weights`` to the device, in the order of the current stream."""
+        if self._uploaded is not self._host:
+            self._uploaded.copy_(self._host, non_blocking=True)
+
+
+#: A length, a prefix and a weight.
+_BYTES_PER_ITEM = 8 + 8 + 4
+
+
+def _item_views(memory: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lengths [B] int64, prefixes [B] int64 and weights [B] f32, one behind the other in ``memory``."""
+    first, second = 8 * batch_size, 16 * batch_size
+    lengths, prefixes, weights = memory[:first], memory[first:second], memory[second:]
+    return lengths.view(torch.int64), prefixes.view(torch.int64), weights.view(torch.float32)
 
 
 class BatchRing:

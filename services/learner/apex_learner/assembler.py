@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from apex_learner.batches import PrefetchDepth
+from apex_learner.trainer import UPDATES_IN_FLIGHT
 from apexrl.config import ConfigError
 from apexrl.experience.batch import CPU, BatchBuffer, BatchRing
 from apexrl.experience.device_mirror import CopyStream, DeviceMirror
@@ -33,6 +34,8 @@ from apexrl.types import SignatureError, TableConfig, TableTotals
 
 #: A part that a shard has not answered for so long is asked of others.
 OVERDUE_SECONDS = 2.0
+#: Batches that the trainer may hold: one that it learns from, and those whose update is in flight.
+MAX_HELD = 1 + UPDATES_IN_FLIGHT
 
 NO_TOTALS = TableTotals(0.0, 0, 0, 0)
 
@@ -162,7 +165,7 @@ class BatchAssembler:
         self._batches_in_flight = 0
         self._orphans: list[_Piece] = []
         self._stream = None if device == CPU else CopyStream(device)
-        self.ring = BatchRing(table.signature, batch_size, depth.largest + 2, device)
+        self.ring = BatchRing(table.signature, batch_size, depth.largest + MAX_HELD, device)
         self.counts = DrawCounts()
 
     # --- state ---
@@ -373,6 +376,8 @@ class BatchAssembler:
                 num_items = max(1, self.num_items)
                 buffer.weights[:] = importance_weights(assembly.probabilities, num_items, self._exponent())
                 if self._stream is not None:
+                    with self._stream.use():
+                        buffer.upload()
                     buffer.ready = self._stream.mark()
                 self._batches_in_flight -= 1
                 complete.append(buffer)

@@ -27,6 +27,9 @@ log = get_logger(__name__)
 #: After this many skipped updates in a row the parameters are taken to be broken.
 MAX_NONFINITE_UPDATES = 10
 
+#: Updates that a device other than the CPU may have before it, so that it does not wait where the host is held up.
+UPDATES_IN_FLIGHT = 2
+
 
 class NonfiniteLossError(RuntimeError):
     """Loss or gradient was not finite ten times in a row. Nothing may be saved or published."""
@@ -103,17 +106,19 @@ class Trainer:
     def update(self, batch: BatchBuffer) -> list[Learned]:
         """One update; returns the batches that are done with, and their new priorities.
 
-        On a CPU that is this batch. On another device the host does not wait for the update: it is the one before,
-        and :meth:`settle` gives the last.
+        On a CPU that is this batch. On another device the host does not wait for the update: it is the one
+        :data:`UPDATES_IN_FLIGHT` before, and :meth:`settle` gives the last ones.
 
         Raises:
             NonfiniteLossError: the tenth skipped update in a row.
         """
-        windows = batch.as_window_batch().to(self.device)
+        windows = batch.as_window_batch()
+        if batch.device != self.device:
+            windows = windows.to(self.device)
         output = self._algorithm.update(self.state, windows)
         self.last_output = output
         self._readbacks.append(Readback(batch, output))
-        late = 0 if self.device.type == "cpu" else 1
+        late = 0 if self.device.type == "cpu" else UPDATES_IN_FLIGHT
         return [self._take_back() for _ in range(len(self._readbacks) - late)]
 
     def settle(self) -> list[Learned]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apexrl.experience.batch import CPU, BatchBuffer
-from apexrl.experience.device_mirror import CopyStream, DeviceMirror
+from apexrl.experience.device_mirror import STAGE_PAGES, CopyStream, DeviceMirror
 from apexrl.experience.mirror import HostMirror
 from tests.unit.experience.test_mirror import SIGNATURE, chunk
 
@@ -27,6 +27,28 @@ def test_num_bytes_are_those_of_the_pages() -> None:
     assert DeviceMirror(SIGNATURE, 7, CopyStream(CPU)).num_bytes == 7 * SIGNATURE.page_bytes
 
 
+@pytest.mark.parametrize("puts", [3, STAGE_PAGES, 2 * STAGE_PAGES + 1])
+def test_of_chunks_put_into_one_slot_before_a_gather_the_last_counts(puts: int) -> None:
+    mirrors = HostMirror(SIGNATURE, 2), DeviceMirror(SIGNATURE, 2, CopyStream(CPU))
+    buffers = BatchBuffer(SIGNATURE, 2), BatchBuffer(SIGNATURE, 2)
+    for mirror, buffer in zip(mirrors, buffers, strict=True):
+        for page in range(puts):
+            mirror.put(page % 2, *chunk(page))
+        mirror.gather(np.array([0, 1]), np.array([2, 3]), np.array([1, 2]), np.array([0, 1]), buffer)
+    for column in SIGNATURE.columns:
+        np.testing.assert_array_equal(buffers[1].raw[column.name], buffers[0].raw[column.name], err_msg=column.name)
+
+
+def test_what_the_host_writes_of_a_batch_is_what_the_update_reads() -> None:
+    buffer = BatchBuffer(SIGNATURE, 3)
+    buffer.lengths[:], buffer.prefixes[:], buffer.weights[:] = [1, 2, 3], [2, 1, 0], [0.5, 1.0, 0.25]
+    buffer.upload()
+    batch = buffer.as_window_batch()
+    assert batch.lengths.tolist() == [1, 2, 3]
+    assert batch.prefixes.tolist() == [2, 1, 0]
+    assert batch.weights.tolist() == [0.5, 1.0, 0.25]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_batches_equal_those_of_the_host_though_slots_are_rewritten_behind_them() -> None:
@@ -44,6 +66,8 @@ def test_gpu_batches_equal_those_of_the_host_though_slots_are_rewritten_behind_t
         lengths, prefixes = rng.integers(1, 4, 16), rng.integers(0, 3, 16)
         for mirror, buffer in zip(mirrors, (host, on_device), strict=True):
             mirror.gather(slots, starts, lengths, prefixes, buffer)
+        with stream.use():
+            on_device.upload()
         on_device.ready = stream.mark()
         expected, found = host.as_window_batch(), on_device.as_window_batch()
         for name, values in (expected.columns | expected.item_columns).items():
