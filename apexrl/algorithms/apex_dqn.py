@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
+from apexrl.algorithms.captured_step import CapturedStep
 from apexrl.algorithms.tables import n_step_table
 from apexrl.config import ConfigError, ExperimentConfig, require, shared
 from apexrl.env_types import DiscreteActions, EnvSpec
@@ -145,10 +146,13 @@ class ApexDQN:
         self._stack = config.env.stack
         self._spec = spec
         self._context = self._stack - 1
+        self._compile = config.learner.compile
         loss: Callable[..., LossOutput] = self.loss
-        # Stacking stays outside: its shapes follow episode borders.
-        self._loss = torch.compile(loss, dynamic=False) if config.learner.compile else loss
+        loss_of_windows: Callable[..., LossOutput] = self._loss_of_windows
+        self._loss = torch.compile(loss, dynamic=False) if self._compile else loss
+        self._whole_loss = torch.compile(loss_of_windows, dynamic=False) if self._compile else loss_of_windows
         self._parallel: BatchParallel[LossOutput] = BatchParallel(config.learner.batch_threads)
+        self._step = CapturedStep(self._gradient_step, enabled=config.learner.cuda_graph)
 
     def make_networks(self) -> QNetwork:
         """The Q-network, on the CPU, initialised from torch's global generator."""
@@ -200,7 +204,7 @@ class ApexDQN:
         target.to(next(networks.parameters()).device).requires_grad_(False)
         return LearnerState(
             modules={"online": networks, "target": target},
-            optimizers={"online": make_optimizer(self._config.optimizer, networks)},
+            optimizers={"online": make_optimizer(self._config.optimizer, networks, compile=self._compile)},
         )
 
     def update(self, state: LearnerState, batch: WindowBatch) -> UpdateOutput:
@@ -209,12 +213,25 @@ class ApexDQN:
         Where the loss or the gradient norm is not finite, parameters and optimiser stay as they are, ``nonfinite`` is
         1 and priorities may not be finite either. The host never waits for the device to find that out.
         """
+        output = self._step(state, batch)
+        state.step += 1
+        if state.step % self._config.target_update_period == 0:
+            copy_parameters(state.modules["online"], state.modules["target"])
+        return output
+
+    def _gradient_step(self, state: LearnerState, batch: WindowBatch) -> UpdateOutput:
+        """What every update does, as one fixed sequence of device operations."""
         online, target = state.modules["online"], state.modules["target"]
         optimizer = state.optimizers["online"]
         parameters = list(online.parameters())
+        on_cpu = batch.weights.device.type == "cpu"
 
         def loss_of(rows: slice) -> tuple[torch.Tensor, LossOutput]:
-            output = self._loss(online, target, self.transitions(batch.rows(rows)))
+            part = batch.rows(rows)
+            if on_cpu:  # Stacking stays outside what is compiled: there its shapes follow episode borders.
+                output = self._loss(online, target, self.transitions(part))
+            else:
+                output = self._whole_loss(online, target, part)
             return output.loss, output
 
         outputs, gradients = self._parallel.gradients(loss_of, parameters, len(batch.lengths))
@@ -224,9 +241,6 @@ class ApexDQN:
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         nonfinite = ~(output.loss.isfinite() & grad_norm.isfinite())
         guarded_step(optimizer, grad_scale=clip_scale(grad_norm, self._config.max_grad_norm), skip=nonfinite)
-        state.step += 1
-        if state.step % self._config.target_update_period == 0:
-            copy_parameters(online, target)
         return UpdateOutput(output.td_errors.abs(), self._metrics(output, batch, grad_norm, nonfinite))
 
     def transitions(self, batch: WindowBatch) -> Transitions:
@@ -268,6 +282,9 @@ class ApexDQN:
         losses = huber_loss(td_errors) if config.loss == "huber" else squared_loss(td_errors)
         return LossOutput((transitions.weights * losses).mean(), td_errors.detach(), q_tm1.detach())
 
+    def _loss_of_windows(self, online: QNetwork, target: QNetwork, batch: WindowBatch) -> LossOutput:
+        return self.loss(online, target, self.transitions(batch))
+
     def _metrics(
         self, output: LossOutput, batch: WindowBatch, grad_norm: torch.Tensor, nonfinite: torch.Tensor
     ) -> dict[str, torch.Tensor]:
@@ -291,7 +308,7 @@ def join_outputs(parts: list[LossOutput]) -> LossOutput:
     return LossOutput(losses.sum(), td_errors, torch.cat([part.q_tm1 for part in parts]))
 
 
-def make_optimizer(config: OptimizerConfig, networks: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: OptimizerConfig, networks: nn.Module, *, compile: bool = False) -> torch.optim.Optimizer:
     """An optimiser of all parameters of ``networks`` that :func:`~apexrl.ops.optimization.guarded_step` can drive."""
     decay = config.decay or USUAL_DECAY[config.kind]
     if config.kind == "adam":
@@ -304,4 +321,5 @@ def make_optimizer(config: OptimizerConfig, networks: nn.Module) -> torch.optim.
         decay=decay,
         epsilon=config.epsilon,
         centered=config.kind == "rmsprop_centered",
+        compile=compile,
     )

@@ -39,7 +39,7 @@ class ActorOutput(NamedTuple):
 
 
 class UpdateOutput(NamedTuple):
-    """What an update returns; tensors stay on the device."""
+    """What an update returns; tensors stay on the device, and the next update may write their memory again."""
 
     priorities: torch.Tensor
     """[B] f32 new raw priorities."""

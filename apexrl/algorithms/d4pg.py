@@ -205,7 +205,7 @@ class EndMassAlarm:
 
     def observe(self, end_mass: torch.Tensor) -> None:
         """Take in the mean mass of one batch of targets on the two end atoms."""
-        self._sum = end_mass.detach() if self._sum is None else self._sum + end_mass.detach()
+        self._sum = end_mass.detach().clone() if self._sum is None else self._sum + end_mass.detach()
         self._count += 1
         if self._clock() < self._next:
             return

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from apexrl.algorithms.base import ActorOutput, CoreState, LearnerState, TableSpec, UpdateOutput, WindowBatch
+from apexrl.algorithms.captured_step import CapturedStep
 from apexrl.algorithms.tables import n_step_table
 from apexrl.config import ConfigError, ExperimentConfig, require, shared
 from apexrl.env_types import ContinuousActions, EnvSpec
@@ -187,6 +188,7 @@ class DeterministicPolicyAlgorithm:
         self._compare = torch.compile(self._compared, dynamic=False) if config.learner.compile else self._compared
         self._value = torch.compile(self._value_of, dynamic=False) if config.learner.compile else self._value_of
         self._parallel: BatchParallel[LossOutput] = BatchParallel(config.learner.batch_threads)
+        self._step = CapturedStep(self._gradient_step, enabled=config.learner.cuda_graph)
 
     def make_networks(self) -> ActorCritic:
         """Policy and critic, on the CPU, initialised from torch's global generator."""
@@ -276,11 +278,20 @@ class DeterministicPolicyAlgorithm:
         Where a loss or a gradient norm is not finite, parameters and optimisers stay as they are, ``nonfinite`` is 1
         and priorities may not be finite either. The host never waits for the device to find that out.
         """
+        noise = self._head.noise(len(batch.lengths), state.generators["critic"])
+        output = self._step(state, batch) if noise is None else self._step(state, batch, noise)
+        state.step += 1
+        if state.step % self._section.target_update_period == 0:
+            copy_parameters(state.modules["online"], state.modules["target"])
+        return output
+
+    def _gradient_step(
+        self, state: LearnerState, batch: WindowBatch, noise: torch.Tensor | None = None
+    ) -> UpdateOutput:
+        """What every update does, as one fixed sequence of device operations."""
         online, target = state.modules["online"], state.modules["target"]
         assert isinstance(online, ActorCritic)
         assert isinstance(target, ActorCritic)
-        batch_size = len(batch.lengths)
-        noise = self._head.noise(batch_size, state.generators["critic"])
 
         def loss_of(rows: slice) -> tuple[torch.Tensor, LossOutput]:
             part = None if noise is None else noise[rows]
@@ -289,7 +300,7 @@ class DeterministicPolicyAlgorithm:
 
         networks = {"policy": list(online.policy.parameters()), "critic": list(online.critic.parameters())}
         parameters = [*networks["policy"], *networks["critic"]]
-        outputs, gradients = self._parallel.gradients(loss_of, parameters, batch_size)
+        outputs, gradients = self._parallel.gradients(loss_of, parameters, len(batch.lengths))
         output = join_outputs(outputs)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -301,9 +312,6 @@ class DeterministicPolicyAlgorithm:
         nonfinite = ~(output.loss.isfinite() & norms["policy"].isfinite() & norms["critic"].isfinite())
         for name, optimizer in state.optimizers.items():
             guarded_step(optimizer, grad_scale=clip_scale(norms[name], self._section.max_grad_norm), skip=nonfinite)
-        state.step += 1
-        if state.step % self._section.target_update_period == 0:
-            copy_parameters(online, target)
         return UpdateOutput(output.compared.priorities, self._metrics(output, batch, norms, nonfinite))
 
     def transitions(self, batch: WindowBatch) -> Transitions:

@@ -49,6 +49,14 @@ class RMSProp(torch.optim.Optimizer):
 
     (m is 0 when not centred.) In float32 v - m^2 may round below 0, which would make the parameters NaN.
     The step is a fixed sequence of device operations, so it can be captured in a CUDA graph.
+
+    Args:
+        params: to optimise.
+        learning_rate: lr.
+        decay: rho.
+        epsilon: added to the root.
+        centered: whether to subtract m^2.
+        compile: run the step through torch.compile: one pass over all tensors instead of one per operation.
     """
 
     # GradScaler's name for optimisers that read grad_scale and found_inf.
@@ -62,9 +70,11 @@ class RMSProp(torch.optim.Optimizer):
         decay: float = 0.95,
         epsilon: float = 1.5e-7,
         centered: bool = True,
+        compile: bool = False,
     ) -> None:
         defaults = {"learning_rate": learning_rate, "decay": decay, "epsilon": epsilon, "centered": centered}
         super().__init__(params, defaults)
+        self._update = torch.compile(_rmsprop, dynamic=False) if compile else _rmsprop
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -85,33 +95,54 @@ class RMSProp(torch.optim.Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
-        grads = [p.grad for p in params]
         for p in params:
             state = self.state[p]
             if not state:
                 state["square_average"] = torch.zeros_like(p)
                 if group["centered"]:
                     state["average"] = torch.zeros_like(p)
-        if scale is not None:
-            torch._foreach_div_(grads, scale)
-        retain: float | torch.Tensor = group["decay"]
-        if skip is not None:
-            # With zero gradients and nothing forgotten, every line below leaves its operands as they are.
-            retain = torch.where(skip.bool(), 1.0, group["decay"])
-            for grad in grads:
-                grad.masked_fill_(skip.bool(), 0.0)
-        keep = 1.0 - group["decay"]
-        squares = [self.state[p]["square_average"] for p in params]
-        torch._foreach_mul_(squares, retain)
-        torch._foreach_addcmul_(squares, grads, grads, value=keep)
-        if group["centered"]:
-            means = [self.state[p]["average"] for p in params]
-            torch._foreach_mul_(means, retain)
-            torch._foreach_add_(means, grads, alpha=keep)
-            denominators = torch._foreach_addcmul(squares, means, means, value=-1.0)
-            torch._foreach_clamp_min_(denominators, 0.0)
-            torch._foreach_sqrt_(denominators)
-        else:
-            denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["epsilon"])
-        torch._foreach_addcdiv_(params, grads, denominators, value=-group["learning_rate"])
+        self._update(
+            params,
+            [p.grad for p in params],
+            [self.state[p]["square_average"] for p in params],
+            [self.state[p]["average"] for p in params] if group["centered"] else None,
+            scale,
+            skip,
+            group["learning_rate"],
+            group["decay"],
+            group["epsilon"],
+        )
+
+
+def _rmsprop(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    squares: list[torch.Tensor],
+    means: list[torch.Tensor] | None,
+    scale: torch.Tensor | None,
+    skip: torch.Tensor | None,
+    learning_rate: float,
+    decay: float,
+    epsilon: float,
+) -> None:
+    """One step of :class:`RMSProp`, in place; gradients are divided by ``scale`` and lost."""
+    if scale is not None:
+        torch._foreach_div_(grads, scale)
+    retain: float | torch.Tensor = decay
+    if skip is not None:
+        # With zero gradients and nothing forgotten, every line below leaves its operands as they are.
+        retain = torch.where(skip.bool(), 1.0, decay)
+        for grad in grads:
+            grad.masked_fill_(skip.bool(), 0.0)
+    torch._foreach_mul_(squares, retain)
+    torch._foreach_addcmul_(squares, grads, grads, value=1.0 - decay)
+    if means is not None:
+        torch._foreach_mul_(means, retain)
+        torch._foreach_add_(means, grads, alpha=1.0 - decay)
+        denominators = torch._foreach_addcmul(squares, means, means, value=-1.0)
+        torch._foreach_clamp_min_(denominators, 0.0)
+        torch._foreach_sqrt_(denominators)
+    else:
+        denominators = torch._foreach_sqrt(squares)
+    torch._foreach_add_(denominators, epsilon)
+    torch._foreach_addcdiv_(params, grads, denominators, value=-learning_rate)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from apexrl.config import ConfigError
 from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.networks.q_networks import NetworkConfig, QHead, combine_streams, make_q_network
-from apexrl.networks.torsos import InputConv2d
+from apexrl.networks.torsos import InputConv2d, space_to_depth
 
 ATARI = EnvSpec((84, 84), "uint8", DiscreteActions(18), action_repeat=4)
 MINATAR = EnvSpec((4, 10, 10), "uint8", DiscreteActions(6))
@@ -86,6 +86,17 @@ def test_scale_in_the_weights_gives_the_gradients_of_scaled_pixels() -> None:
     gradients = [torch.autograd.grad((q * cotangent).sum(), [layer.weight, layer.bias]) for q in (output, reference)]
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(84, 84), (30, 45)])
+def test_blocks_of_pixels_as_channels_give_the_same_convolution(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    layer = InputConv2d(4, 16, 8, 4, 1 / 255)
+    images = torch.randint(0, 256, (3, 4, height, width), dtype=torch.uint8)
+    blocks = space_to_depth(images, 4, torch.float32)
+    assert blocks.shape == (3, 64, height // 4, width // 4)
+    assert blocks.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(blocks), layer(layer.prepare(images)), rtol=1e-5, atol=1e-5)
 
 
 def test_parameters_are_contiguous_so_that_they_can_be_published() -> None:
