@@ -20,7 +20,7 @@ train: $(VENV)/train.stamp ## Train CONFIG (default configs/pong_small.yaml) on 
 	$(BIN)/apex train $(CONFIG) $(ARGS)
 
 test: lint ## Lint, check types, run the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 learning: $(VENV)/dev.stamp ## Run the learning gates over real services, write benchmarks/results (an hour; GATES="pong" for others)
 	$(BIN)/python -m pytest -m slow
