@@ -24,11 +24,6 @@ NOTES = (
     "system) by those of the peer's layout with the lowest median. One client each; ours steps all lanes together, as "
     "an actor process does, the peer's takes lane after lane."
 )
-ATARI_PROFILE = (
-    "A sampling profile of ours: the client builds chunks for four fifths of its time (a quarter of the whole is "
-    "encoding blocks, another the copy of rows into the lanes' buffers); the shard checks and files chunk by chunk in "
-    "Python for more than half of its own."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics=metrics,
         goals=GOALS if atari else {},
         seeds=[on.config.seed],
-        notes=f"{NOTES} {ATARI_PROFILE}" if atari else NOTES,
+        notes=NOTES,
         write=options.write,
     )
 
