@@ -30,6 +30,8 @@ from apexrl.telemetry.metric_table import METRICS, Kind
 from apexrl.telemetry.probes import Probes
 
 FamilyT = TypeVar("FamilyT", bound=Family)
+TotalCounter = Counter
+"""For callers of :meth:`LearnerMetrics.follow`, who do not know Prometheus."""
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _CLASSES: dict[Kind, Any] = {

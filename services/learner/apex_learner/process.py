@@ -7,7 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -30,15 +30,12 @@ from apexrl.runtime.run_directory import RunDirectory
 from apexrl.runtime.seeding import integer_seed
 from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.telemetry.logging import Waiting, get_logger
-from apexrl.telemetry.metrics import LearnerMetrics
+from apexrl.telemetry.metrics import LearnerMetrics, TotalCounter
 from apexrl.transport.errors import ListenError
 from apexrl.transport.handshake import Handshake
 from apexrl.transport.info_client import UnreachableError, fetch_info
 from apexrl.transport.sample_client import LearnerIdentity
 from apexrl.types import TableTotals
-
-if TYPE_CHECKING:
-    from prometheus_client import Counter
 
 log = get_logger(__name__)
 
@@ -317,7 +314,7 @@ class LearnerProcess:
             "nonfinite_updates": self._trainer.counters.nonfinite_updates,
         }
 
-    def _totals_of_the_run(self) -> tuple[tuple[Counter, int], ...]:
+    def _totals_of_the_run(self) -> tuple[tuple[TotalCounter, int], ...]:
         """What the learners of this run have done, of which metrics count this one's part."""
         metrics, trainer = self._metrics, self._trainer
         return (
