@@ -8,6 +8,7 @@ costs more than gathering them once per chunk.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,8 +19,12 @@ from apexrl.types import Array
 #: Bytes of a row from which on a column lies lane by lane.
 LANE_BY_LANE_BYTES = 256
 
+_types: Any = numba.types
+_WORDS = (_types.uint8, _types.uint16, _types.uint32, _types.uint64)
 
-@numba.njit(nogil=True, cache=True)
+
+# Compiled at import, for every word that there is, and not within the first chunk.
+@numba.njit([(word[:, ::1], _types.int64, _types.int64) for word in _WORDS], nogil=True, cache=True)
 def _move_words(words: npt.NDArray[np.unsignedinteger], begin: int, end: int) -> None:
     """Move words ``begin`` to ``end`` of each row of ``words`` [L, n] to its front.
 
