@@ -37,8 +37,8 @@ LEARNING_HEADER = (
     "Date, commit",
 )
 MEASUREMENTS_HEADER = ("Result", "Metric", "Measured", "Goal", "Met", "Machine", "Date, commit")
-#: Metrics of a measurement that are always shown, as are those with a goal.
-HEADLINE = "fraction"
+#: Words in the names of metrics that are always shown, as are those with a goal.
+HEADLINES = {"fraction", "ratio"}
 #: More spreads than this are for readers of the file.
 MOST_SPREADS = 4
 SPREAD_FIELDS = {"median", "min", "max"}
@@ -177,7 +177,8 @@ def _measured(record: Record) -> Iterator[tuple[str, str, str]]:
     numbers = [(metric, label, text) for metric, value in metrics.items() for label, text in _values(metric, value)]
     spreads = {one[0] for one in numbers if isinstance(metrics[one[0]], Mapping)}
     few = spreads if sum(one[0] in spreads for one in numbers) <= MOST_SPREADS else set()
-    shown = [one for one in numbers if one[0] in record["goals"] or one[0].startswith(HEADLINE) or one[0] in few]
+    headlines = {metric for metric in metrics if HEADLINES & set(metric.split("_"))}
+    shown = [one for one in numbers if one[0] in {*record["goals"], *headlines, *few}]
     yield from shown or numbers
 
 
