@@ -1,4 +1,4 @@
-"""Keeps glibc from giving memory back that the next update will want again."""
+"""What glibc does with freed memory: kept where the same blocks are wanted again at once, given back where not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ _M_MMAP_THRESHOLD = -3
 #: The largest that glibc takes. Blocks above it are mapped and unmapped one by one.
 _MMAP_THRESHOLD_BYTES = 32 << 20
 _TRIM_THRESHOLD_BYTES = 1 << 30
+#: Parts of parameters are of this size and come with a header, so they lie above it.
+_LARGE_BLOCK_BYTES = 1 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -19,9 +21,24 @@ def keep_freed_memory() -> bool:
     the next update touches fresh pages: 3,100 page faults and a seventh of the time of a small network's update of 64
     frames. Call it before the first large tensor.
     """
+    return _set((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES), (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
+
+
+def give_back_large_blocks() -> bool:
+    """Map blocks of 1 MiB and more one by one, so that freeing them gives their memory back; returns whether it works.
+
+    For a process that only now and then needs some. By default, and with :func:`keep_freed_memory`, glibc cuts them
+    from the heap of the thread that asks, where small blocks that stay come to lie between them: the heap of an
+    evaluator's I/O thread, which takes parameters in, grew by 1 MB with each of them. A fixed threshold also keeps
+    glibc from raising its own.
+    """
+    return _set((_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES), (_M_TRIM_THRESHOLD, _MMAP_THRESHOLD_BYTES))
+
+
+def _set(*options: tuple[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES) and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
+    return all(mallopt(option, value) for option, value in options)
