@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from apexrl.experience.codec import encode_blocks
+from apexrl.experience.lane_buffers import LaneBuffer
 from apexrl.experience.rows import MAX_AGE
 from apexrl.experience.windows import WindowRule
 from apexrl.types import ROW_COLUMNS, Array, Chunk, ItemWindows, RowKind, Scope, Signature, SignatureError
@@ -97,16 +99,20 @@ class ChunkBuilder:
         self._priorities = priorities
         self._max_chunk_age_seconds = max_chunk_age_seconds
         self._clock = clock
-        buffers = {
-            column.name: np.zeros((num_lanes, geometry.rows, *column.shape), dtype=column.dtype)
-            for column in signature.columns
-        }
         # Item columns are kept per row until the item is known: it takes the value of the row `start - prefix`.
-        self._step_rows = {name: rows for name, rows in buffers.items() if specs[name].scope is Scope.STEP}
-        self._item_rows = {name: rows for name, rows in buffers.items() if specs[name].scope is Scope.ITEM}
-        self._scratch_rows: dict[str, Array] | None = None
+        self._step_rows, self._item_rows = (
+            {
+                column.name: self._buffer(column.name, np.dtype(column.dtype), column.shape)
+                for column in signature.columns
+                if column.scope is scope
+            }
+            for scope in (Scope.STEP, Scope.ITEM)
+        )
+        self._scratch_rows: dict[str, LaneBuffer] | None = None
+        #: [L] of the newest rows.
+        self._kinds = np.zeros(num_lanes, dtype=np.uint8)
+        self._ages = np.zeros(num_lanes, dtype=np.uint16)
         self._filled = 0
-        self._fresh = True
         self._opened_at: float | None = None
         self._blank()
 
@@ -166,12 +172,12 @@ class ChunkBuilder:
         """
         if self.pending_rows == 0:
             return []
-        ended = self._last_kinds() == RowKind.LAST
+        ended = self._kinds == _LAST
         final = dict(columns)
         for name in ("kind", *_AFTER_ACTION):
             if name in self._step_rows:
-                spec = self._step_rows[name]
-                final[name] = np.zeros((self._num_lanes, *spec.shape[2:]), dtype=spec.dtype)
+                buffer = self._step_rows[name]
+                final[name] = np.zeros(buffer.row_shape, dtype=buffer.dtype)
         final["kind"] = np.full(self._num_lanes, RowKind.LAST, dtype=np.uint8)
         final["age"] = np.where(ended, 0, np.asarray(final["age"])).astype(np.uint16)
         self._write(final, item_columns, scratch, draining=True)
@@ -186,21 +192,21 @@ class ChunkBuilder:
 
     # --- rows ---
 
+    def _buffer(self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> LaneBuffer:
+        return LaneBuffer(name, self._num_lanes, self._geometry.rows, dtype, shape)
+
+    def _all_buffers(self) -> Iterable[LaneBuffer]:
+        return chain(self._step_rows.values(), self._item_rows.values(), (self._scratch_rows or {}).values())
+
     def _blank(self) -> None:
         """Begin anew: context rows that no window reaches, because ages count from the lane's first row."""
-        for rows in (self._step_rows, self._item_rows, self._scratch_rows or {}):
-            for values in rows.values():
-                values[:, : self._geometry.context] = 0
-        self._step_rows["kind"][:, : self._geometry.context] = RowKind.LAST
+        for buffer in self._all_buffers():
+            buffer.rows[:, : self._geometry.context] = 0
+        self._step_rows["kind"].rows[:, : self._geometry.context] = RowKind.LAST
+        self._kinds[:] = RowKind.LAST
+        self._ages[:] = 0
         self._filled = self._geometry.context
-        self._fresh = True
         self._opened_at = None
-
-    def _last_kinds(self) -> Array:
-        """[L] kinds of the newest rows; LAST before the first."""
-        if self._fresh:
-            return np.full(self._num_lanes, RowKind.LAST, dtype=np.uint8)
-        return self._step_rows["kind"][:, self._filled - 1]
 
     def _write(
         self,
@@ -212,47 +218,42 @@ class ChunkBuilder:
         """Check one row per lane completely, then store it."""
         if self._scratch_rows is None:
             self._scratch_rows = {
-                name: np.zeros((self._num_lanes, self._geometry.rows, *value.shape[1:]), dtype=value.dtype)
-                for name, value in scratch.items()
+                name: self._buffer(name, value.dtype, value.shape[1:]) for name, value in scratch.items()
             }
-        given = (("columns", columns, self._step_rows), ("item_columns", item_columns, self._item_rows))
-        for what, values, rows in (*given, ("scratch", scratch, self._scratch_rows)):
-            self._check_values(what, values, rows)
-        self._check_order(columns["kind"].astype(np.uint8), columns["age"].astype(np.uint16), draining)
-        row = self._filled
-        for _, values, rows in (*given, ("scratch", scratch, self._scratch_rows)):
+        given = (
+            ("columns", columns, self._step_rows),
+            ("item_columns", item_columns, self._item_rows),
+            ("scratch", scratch, self._scratch_rows),
+        )
+        for what, values, buffers in given:
+            if values.keys() != buffers.keys():
+                raise ValueError(f"names of {what} are {sorted(values)}, must be {sorted(buffers)}")
             for name, value in values.items():
-                rows[name][:, row] = value
-        last = self._step_rows["kind"][:, row] == _LAST
+                buffers[name].require_fits(what, value)
+        # Copies, so that the loop is compiled for one layout only.
+        kinds, ages = columns["kind"].astype(np.uint8), columns["age"].astype(np.uint16)
+        self._check_order(kinds, ages, draining)
+        row = self._filled
+        for _, values, buffers in given:
+            for name, value in values.items():
+                buffers[name].rows[:, row] = value
+        last = kinds == _LAST
         if last.any():
             for name in _AFTER_ACTION:
                 if name in self._step_rows:
-                    self._step_rows[name][last, row] = 0
+                    self._step_rows[name].rows[last, row] = 0
+        self._kinds, self._ages = kinds, ages
         self._filled += 1
-        self._fresh = False
-
-    def _check_values(self, what: str, values: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
-        if values.keys() != rows.keys():
-            raise ValueError(f"names of {what} are {sorted(values)}, must be {sorted(rows)}")
-        for name, value in values.items():
-            shape, dtype = rows[name].shape, rows[name].dtype
-            shape = (shape[0], *shape[2:])
-            fits = value.dtype == dtype or np.can_cast(value.dtype, dtype, "same_kind")
-            if value.shape != shape or not fits:
-                raise ValueError(f"{what}: {name!r} is {value.dtype}{value.shape}, must be {dtype}{shape}")
 
     def _check_order(self, kinds: npt.NDArray[np.uint8], ages: npt.NDArray[np.uint16], draining: bool) -> None:
         """An episode begins exactly behind a last row or a blank one, and its rows count from 0.
 
         When draining, all rows are last rows, and those behind a last row are fillers that reach no chunk.
         """
-        # Copies, so that the loop is compiled for one layout only.
-        kinds_before = self._last_kinds().astype(np.uint8)
-        ages_before = self._step_rows["age"][:, self._filled - 1].astype(np.uint16)
-        lane = _first_wrong_lane(kinds, ages, kinds_before, ages_before, draining)
+        lane = _first_wrong_lane(kinds, ages, self._kinds, self._ages, draining)
         if lane >= 0:
-            begins = kinds_before[lane] == RowKind.LAST
-            after = "a last row" if begins else f"a row of age {ages_before[lane]}"
+            begins = self._kinds[lane] == RowKind.LAST
+            after = "a last row" if begins else f"a row of age {self._ages[lane]}"
             raise ValueError(
                 f"lane {lane}: row of kind {int(kinds[lane])} and age {int(ages[lane])} cannot follow {after}; an "
                 f"episode begins behind a last row with kind 0 and age 0, and ages grow by 1 up to {MAX_AGE}"
@@ -260,10 +261,8 @@ class ChunkBuilder:
 
     def _advance(self, starts: int) -> None:
         """Move the rows that the next chunk shares with the last one to the front."""
-        keep = slice(starts, self._filled)
-        for rows in (self._step_rows, self._item_rows, self._scratch_rows or {}):
-            for values in rows.values():
-                values[:, : self._filled - starts] = values[:, keep].copy()
+        for buffer in self._all_buffers():
+            buffer.move_to_front(starts, self._filled)
         self._filled -= starts
 
     # --- chunks ---
@@ -280,7 +279,8 @@ class ChunkBuilder:
         """
         most = int(starts.max())
         first_start = offset + self._geometry.context
-        lengths, prefixes = self._windows.windows(self._step_rows["kind"][:, : self._filled], first_start, most)
+        kinds = self._step_rows["kind"].rows[:, : self._filled].astype(np.uint8, copy=False)
+        lengths, prefixes = self._windows.windows(kinds, first_start, most)
         inside = np.arange(most) < starts[:, None]
         lengths = np.where(inside, lengths, 0)
         lanes, items = np.nonzero(lengths)
@@ -331,31 +331,38 @@ class ChunkBuilder:
         columns = []
         for column in self._signature.columns:
             if column.scope is Scope.STEP:
-                values = self._step_rows[column.name]
+                values = self._step_rows[column.name].rows
                 window = values[:, offset:most] if every else values[lanes, offset:most]
                 columns.append(encode_blocks(column, window, rows.tolist()))
             else:
-                picked = self._item_rows[column.name][lanes[:, None], origins]
+                picked = self._item_rows[column.name].pick(lanes[:, None], origins)
                 columns.append(encode_blocks(column, picked, starts.tolist()))
         return zip(*columns, strict=True)
 
-    def _initial_priorities(self, lanes: Array, starts: Array, lengths: npt.NDArray[np.int64]) -> Array:
+    def _initial_priorities(
+        self, lanes: npt.NDArray[np.intp], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> Array:
         """Raw priorities of the items that start at buffer rows ``starts`` of ``lanes``."""
         steps = np.arange(self._geometry.tail + 1)
         # Rows behind an item's length may not exist; they are read at its bootstrap row and zeroed.
         rows = starts[:, None] + np.minimum(steps, lengths[:, None])
-        before = steps[:-1] < lengths[:, None]
         at = lanes[:, None]
-        scratch: dict[str, Array] = {}
-        for name, values in (self._scratch_rows or {}).items():
-            picked = values[at, rows]
-            picked[steps > lengths[:, None]] = 0
-            scratch[name] = picked
+        short = np.flatnonzero(lengths < self._geometry.tail)
+        behind = steps > lengths[short, None]
+        not_before = steps[:-1] >= lengths[short, None]
+
+        def picked(buffer: LaneBuffer, rows: npt.NDArray[np.integer], outside: Array) -> Array:
+            values = buffer.pick(at, rows)
+            part = values[short]
+            part[outside] = 0
+            values[short] = part
+            return values
+
         windows = ItemWindows(
-            rewards=np.where(before, self._step_rows["reward"][at, rows[:, :-1]], 0).astype(np.float32),
-            continuations=np.where(before, self._step_rows["continuation"][at, rows[:, :-1]], 0).astype(np.float32),
+            rewards=picked(self._step_rows["reward"], rows[:, :-1], not_before).astype(np.float32, copy=False),
+            continuations=picked(self._step_rows["continuation"], rows[:, :-1], not_before).astype(np.float32),
             lengths=lengths.astype(np.int64),
-            scratch=scratch,
+            scratch={name: picked(buffer, rows, behind) for name, buffer in (self._scratch_rows or {}).items()},
         )
         priorities = np.asarray(self._priorities(windows), dtype=np.float32)
         if priorities.shape != lengths.shape:

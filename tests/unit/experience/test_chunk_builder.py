@@ -209,7 +209,7 @@ def test_chunks_without_an_item_are_not_made() -> None:
 def test_ages_saturate() -> None:
     lanes = Lanes()
     lanes.append()
-    lanes.builder._step_rows["age"][:, lanes.builder._filled - 1] = 65534
+    lanes.builder._ages[:] = 65534
     lanes.ages[:] = 65534
     lanes.append()
     lanes.ages[:] = 65534
