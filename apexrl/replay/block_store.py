@@ -10,7 +10,9 @@ from __future__ import annotations
 import mmap
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +138,23 @@ class BlockStore:
             self._locations[handle] = location
         return handle
 
+    def put_many(self, sizes: Ints, blocks: Sequence[Sequence[bytes]]) -> Ints:
+        """As :meth:`put` of records [n], one after the other, as far as there is room; handles of those that are in.
+
+        ``blocks`` are [columns][n], ``sizes`` [columns, n] their bytes.
+        """
+        num_blocks, n = sizes.shape
+        record_bytes = _HEADER.size + 4 * num_blocks + sizes.sum(axis=0)
+        count = self._num_fitting(record_bytes)
+        handles = self._new_handles(count)
+        headers = np.empty(count, [("handle", "<u8"), ("num_blocks", "<u4"), ("sizes", "<u4", (num_blocks,))])
+        headers["handle"], headers["num_blocks"], headers["sizes"] = handles, num_blocks, sizes[:, :count].T
+        data, width = headers.tobytes(), headers.itemsize
+        parts = [[data[begin : begin + width] for begin in range(0, len(data), width)], *blocks]
+        records = b"".join(chain.from_iterable(zip(*parts, strict=count == n)))
+        self._append_records(handles, record_bytes[:count], records)
+        return handles
+
     def get(self, handle: int) -> tuple[bytes, ...]:
         """The blocks of a record."""
         slab, offset = self._find(handle)
@@ -211,6 +230,28 @@ class BlockStore:
             self._live_bytes += length
             np.frombuffer(self._locations, np.int64)[handles[part]] = self._active << 32 | offsets
             done += count
+
+    def _num_fitting(self, record_bytes: Ints) -> int:
+        """How many of the records [n], one after the other, there is room for."""
+        ends = np.cumsum(record_bytes)
+        slabs_left = self.max_slabs - len(self._slabs)
+        room = self.slab_size - self._slabs[self._active].used if self._active >= 0 else 0
+        done = 0
+        while True:
+            begin = int(ends[done - 1]) if done else 0
+            done += int(np.searchsorted(ends[done:] - begin, room, side="right"))
+            if done == ends.size or not slabs_left:
+                return done
+            slabs_left -= 1
+            room = self.slab_size
+
+    def _new_handles(self, count: int) -> Ints:
+        """That nobody uses; their locations are to be set."""
+        again = self._free_handles[-count:] if count else []
+        del self._free_handles[len(self._free_handles) - len(again) :]
+        first = len(self._locations)
+        self._locations.extend([-1] * (count - len(again)))
+        return np.array([*reversed(again), *range(first, len(self._locations))], np.int64)
 
     def clear(self) -> None:
         """Free everything."""

@@ -7,33 +7,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apexrl.types import Array, Chunk, Codec, Signature, SignatureError
+from apexrl.chunk_batch import ChunkBatch
+from apexrl.types import Array, Chunk, Codec, Scope, Signature, SignatureError
 
 _UINT16 = np.dtype(np.uint16)
 _FLOAT32 = np.dtype(np.float32)
 
+Ints = npt.NDArray[np.int64]
 
-def largest_block_bytes(raw_bytes: int, codec: Codec) -> int:
-    """Most bytes that a column of ``raw_bytes`` may take when encoded (for lz4 the bound of its block format)."""
-    return raw_bytes if codec is Codec.RAW else raw_bytes + raw_bytes // 255 + 16
+
+def largest_block_bytes(raw_bytes: Ints) -> Ints:
+    """Most bytes that columns of ``raw_bytes`` may take when lz4 has encoded them: the bound of its block format."""
+    return raw_bytes + raw_bytes // 255 + 16
 
 
 class ChunkChecker:
-    """Checks chunks against a signature. Few array operations: this runs for every chunk that arrives."""
+    """Checks chunks against a signature."""
 
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
         geometry = signature.geometry
         self._geometry = geometry
-        self._largest_lengths = self._largest(geometry.rows, geometry.starts)
-        raw = [signature.block_bytes(c, geometry.rows, geometry.starts) for c in signature.columns]
-        self._full_largest = [largest_block_bytes(b, c.codec) for b, c in zip(raw, signature.columns, strict=True)]
-        self._full_least = [b if c.codec is Codec.RAW else 1 for b, c in zip(raw, signature.columns, strict=True)]
-
-    @property
-    def largest_payload_bytes(self) -> int:
-        """Most bytes that the blocks of one chunk may have together."""
-        return sum(self._full_largest)
+        columns = signature.columns
+        self._is_raw = np.array([column.codec is Codec.RAW for column in columns])
+        self._per_row = np.array([column.scope is Scope.STEP for column in columns])
+        self._value_bytes = np.array([column.value_bytes for column in columns], np.int64)
+        #: Most bytes that the blocks of one chunk may have together.
+        self.largest_payload_bytes = int(self._block_bounds(geometry.rows, geometry.starts)[1].sum())
 
     def check(self, chunk: Chunk) -> None:
         """Raise SignatureError, naming the field, unless ``chunk`` agrees with the signature."""
@@ -48,15 +48,7 @@ class ChunkChecker:
         self._check_array("lengths", chunk.lengths, _UINT16, chunk.starts)
         self._check_array("prefixes", chunk.prefixes, _UINT16, chunk.starts)
         self._check_array("priorities", chunk.priorities, _FLOAT32, chunk.starts)
-        if chunk.rows == g.rows and chunk.starts == g.starts:
-            largest = self._largest_lengths
-            least_bytes, most_bytes = self._full_least, self._full_largest
-        else:
-            largest = self._largest(chunk.rows, chunk.starts)
-            columns = self.signature.columns
-            raw = [self.signature.block_bytes(c, chunk.rows, chunk.starts) for c in columns]
-            least_bytes = [b if c.codec is Codec.RAW else 1 for b, c in zip(raw, columns, strict=True)]
-            most_bytes = [largest_block_bytes(b, c.codec) for b, c in zip(raw, columns, strict=True)]
+        largest = self._largest(chunk.rows, chunk.starts)
         if np.count_nonzero(chunk.lengths > largest):
             j = int(np.flatnonzero(chunk.lengths > largest)[0])
             raise SignatureError(
@@ -67,7 +59,29 @@ class ChunkChecker:
             j = int(np.flatnonzero(chunk.prefixes > g.context)[0])
             raise SignatureError(f"chunk.prefixes[{j}] is {chunk.prefixes[j]}, must be at most {g.context}")
         check_priorities("chunk.priorities", chunk.priorities)
-        self._check_blocks(chunk.blocks, least_bytes, most_bytes)
+        least, most = self._block_bounds(chunk.rows, chunk.starts)
+        self._check_blocks(chunk.blocks, least[:, 0].tolist(), most[:, 0].tolist())
+
+    def check_batch(self, batch: ChunkBatch) -> None:
+        """:meth:`check` of each chunk, in a few array operations for all of them if all are well."""
+        if len(batch) and not self._agrees(batch):
+            for chunk in batch.chunks():
+                self.check(chunk)
+
+    def _agrees(self, batch: ChunkBatch) -> bool:
+        g, rows, starts = self._geometry, batch.rows, batch.starts
+        behind = rows - g.context - starts
+        if starts.min() < 1 or starts.max() > g.starts or behind.min() < 0 or behind.max() > g.tail:
+            return False
+        # Rows of the chunk that lie behind each start row.
+        left = np.repeat(rows + batch.first_starts[:-1], starts) - np.arange(batch.lengths.size) - 1 - g.context
+        if (batch.lengths > np.minimum(left, g.tail)).any() or batch.prefixes.max() > g.context:
+            return False
+        # The minimum of numbers with a NaN among them is a NaN, which is not 0 or above.
+        if not (batch.priorities.min() >= 0.0 and batch.priorities.max() < np.inf):
+            return False
+        least, most = self._block_bounds(rows, starts)
+        return bool(((batch.sizes >= least) & (batch.sizes <= most)).all())
 
     def _check_blocks(self, blocks: tuple[bytes, ...], least: list[int], most: list[int]) -> None:
         if len(blocks) != len(least):
@@ -77,6 +91,12 @@ class ChunkChecker:
                 column = self.signature.columns[i]
                 allowed = str(least[i]) if least[i] == most[i] else f"between {least[i]} and {most[i]} ({column.codec})"
                 raise SignatureError(f"chunk.blocks[{column.name!r}] has {len(block)} bytes, must have {allowed}")
+
+    def _block_bounds(self, rows: Ints | int, starts: Ints | int) -> tuple[Ints, Ints]:
+        """Least and most bytes [C, n] of the blocks of n chunks, or [C, 1] of one, of so many rows and start rows."""
+        raw = np.where(self._per_row[:, None], rows, starts) * self._value_bytes[:, None]
+        is_raw = self._is_raw[:, None]
+        return np.where(is_raw, raw, 1), np.where(is_raw, raw, largest_block_bytes(raw))
 
     @staticmethod
     def _check_array(name: str, array: Array, dtype: np.dtype[Any], starts: int) -> None:

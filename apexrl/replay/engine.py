@@ -14,6 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.replay.keys import BOOT_BITS
 from apexrl.replay.table import Keys, Table
 from apexrl.types import Chunk, Signature, SignatureError, TableConfig, TableTotals
@@ -139,26 +143,39 @@ class ReplayEngine:
         seen = self._seen.get((incarnation, table))
         return 0 if seen is None else seen.number
 
-    def insert_once(self, incarnation: bytes, number: int, table: str, chunk: Chunk, *, checked: bool = False) -> bool:
+    def insert_once(self, incarnation: bytes, number: int, table: str, chunk: Chunk) -> bool:
         """Insert a chunk unless its ``number`` was seen; returns False for a duplicate.
 
         Numbers of an incarnation begin at 1, grow, and may have gaps. A malformed chunk raises SignatureError and
-        leaves no trace, so that a corrected one may come under its number. ``checked``: see :meth:`Table.insert`.
+        leaves no trace, so that a corrected one may come under its number.
         """
         owner = self.table(table)
         if number < 1:
             raise SignatureError(f"chunk number is {number}, must be at least 1")
-        key = (incarnation, table)
-        seen = self._seen.get(key)
-        if seen is not None and number <= seen.number:
-            seen.at = self._clock()
-            self._seen.move_to_end(key)
-            owner.duplicates += 1
-            return False
-        if owner.insert(chunk, checked=checked).size and self.observer is not None:
-            self.observer.stored(incarnation, number, table, chunk, owner.inserted)
-        self._note_seen(incarnation, number, table)
-        return True
+        owner.checker.check(chunk)
+        return bool(self.insert_batch(incarnation, np.array([number], np.uint64), table, ChunkBatch.of([chunk])))
+
+    def insert_batch(self, incarnation: bytes, numbers: npt.NDArray[np.uint64], table: str, batch: ChunkBatch) -> int:
+        """:meth:`insert_once` of each chunk in turn; returns how many were not seen before.
+
+        ``numbers`` [n] grow and begin at 1 or above. The table's checker must have accepted the chunks.
+        """
+        owner = self.table(table)
+        seen = self.last_seen(incarnation, table)
+        duplicates = int(np.searchsorted(numbers, np.uint64(seen), side="right"))
+        owner.duplicates += duplicates
+        if duplicates:
+            batch, numbers = batch.part(duplicates, len(batch)), numbers[duplicates:]
+        if len(batch):
+            before = owner.inserted
+            owner.insert_batch(batch)
+            if self.observer is not None:
+                for i in np.flatnonzero(np.diff(batch.items_before)).tolist():
+                    inserted = before + int(batch.items_before[i + 1])
+                    self.observer.stored(incarnation, int(numbers[i]), table, batch.chunk(i), inserted)
+            seen = int(numbers[-1])
+        self._note_seen(incarnation, seen, table)
+        return len(batch)
 
     def restore(
         self,

@@ -68,12 +68,12 @@ class Remover(Protocol):
         """Whether free pages run out although the table is not above its capacity."""
         ...
 
-    def take(self) -> int:
-        """A free page, in use from now on. There must be one."""
+    def take(self, count: int) -> Ints:
+        """Free pages [count], in use from now on. There must be as many."""
         ...
 
-    def inserted(self, page: int, leaves: Ints) -> None:
-        """Items are at ``leaves`` of a page that was taken."""
+    def inserted(self, pages: Ints, counts: Ints, leaves: Ints) -> None:
+        """Items are at ``leaves`` of pages [n] that were taken; each page has ``counts`` [n] of them."""
         ...
 
     def updated(self, leaves: Ints) -> None:
@@ -130,12 +130,12 @@ class FifoRemover:
     def used(self) -> int:
         return self._used
 
-    def take(self) -> int:
-        page = (self._oldest + self._used) % self._num_pages
-        self._used += 1
-        return page
+    def take(self, count: int) -> Ints:
+        pages = (self._oldest + self._used + np.arange(count)) % self._num_pages
+        self._used += count
+        return pages
 
-    def inserted(self, page: int, leaves: Ints) -> None:
+    def inserted(self, pages: Ints, counts: Ints, leaves: Ints) -> None:
         """Priorities play no part here."""
 
     def updated(self, leaves: Ints) -> None:
@@ -228,16 +228,16 @@ class PrioritizedRemover:
     def is_short(self) -> bool:
         return self._num_pages - self._used < self._room_step
 
-    def take(self) -> int:
-        page = int(self._free[self._first_free])
-        self._first_free = (self._first_free + 1) % self._num_pages
-        self._used += 1
-        self._taken += 1
-        self._births[page] = self._taken
-        return page
+    def take(self, count: int) -> Ints:
+        pages = self._free[(self._first_free + np.arange(count)) % self._num_pages]
+        self._first_free = (self._first_free + count) % self._num_pages
+        self._used += count
+        self._births[pages] = self._taken + 1 + np.arange(count)
+        self._taken += count
+        return pages
 
-    def inserted(self, page: int, leaves: Ints) -> None:
-        self._items[page] = leaves.size
+    def inserted(self, pages: Ints, counts: Ints, leaves: Ints) -> None:
+        self._items[pages] = counts
         self._num_items += leaves.size
         self.updated(leaves)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.replay.block_store import BlockStore
 from apexrl.replay.chunk_checks import ChunkChecker, check_priorities
 from apexrl.replay.item_lookup import ItemLookup
@@ -23,6 +24,7 @@ from apexrl.replay.selectors import make_selector
 from apexrl.types import Array, Chunk, Draw, InitialPriority, RemoverKind, SignatureError, TableConfig, TableTotals
 
 Keys = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
 
 #: New items may not claim more than this times the highest priority that the learner has set. Actors with broken
 #: networks would otherwise fill every batch.
@@ -84,9 +86,10 @@ class Table:
         self.max_priority = 0.0
         self._context = config.signature.geometry.context
         self._starts = config.signature.geometry.starts
-        self._checker = ChunkChecker(config.signature)
+        #: Of chunks before :meth:`insert_batch`.
+        self.checker = ChunkChecker(config.signature)
         self._num_columns = len(config.signature.columns)
-        largest = BlockStore.record_bytes(self._num_columns, self._checker.largest_payload_bytes)
+        largest = BlockStore.record_bytes(self._num_columns, self.checker.largest_payload_bytes)
         try:
             self._store = BlockStore(config.budget_bytes, largest, scattered=config.remover is not RemoverKind.FIFO)
         except ValueError as error:
@@ -143,39 +146,60 @@ class Table:
         """
         return self.insert_limit is None or self.inserted + ahead < self.insert_limit
 
-    def insert(self, chunk: Chunk, *, checked: bool = False) -> Keys:
+    def insert(self, chunk: Chunk) -> Keys:
         """Store a chunk; returns the keys of its items, in the order of its start rows.
 
         Raises SignatureError, naming the field, for anything malformed; nothing is stored then. Inserts do not wait
         for eviction: only without a free page or room in the budget is some evicted at once. A chunk
-        without items is accepted and not stored, as nothing could ever be drawn from it. ``checked`` says that a
-        :class:`ChunkChecker` of this table's signature has accepted the chunk.
+        without items is accepted and not stored, as nothing could ever be drawn from it.
         """
-        if not checked:
-            self._checker.check(chunk)
-        has_item = chunk.lengths > 0
-        num_items = int(np.count_nonzero(has_item))
-        if num_items == 0:
-            return np.empty(0, np.uint64)
-        self._make_room(BlockStore.record_bytes(self._num_columns, sum(map(len, chunk.blocks))))
-        handle = self._store.put(chunk.blocks)
-        page = self._remover.take()
-        self._handles[page] = handle
-        self._rows[page] = chunk.rows
-        self._page_starts[page] = chunk.starts
-        begin = page * self._starts
-        end = begin + chunk.starts
-        priorities = self._initial_priorities(chunk.priorities)
-        self._lengths[begin:end] = chunk.lengths
-        self._prefixes[begin:end] = chunk.prefixes
-        self._priorities[begin:end] = priorities
-        offsets = self._offsets if num_items == self._starts else np.flatnonzero(has_item)
-        leaves = begin + offsets
-        self._selector.insert(leaves, priorities[offsets].astype(np.float64))
-        self._remover.inserted(page, leaves)
-        self.inserted += num_items
-        keys: Keys = self._start_rows[offsets] | self._page_keys[page]
+        self.checker.check(chunk)
+        leaves = self.insert_batch(ChunkBatch.of([chunk]))
+        pages = leaves // self._starts
+        keys: Keys = self._page_keys[pages] | self._start_rows[leaves - pages * self._starts]
         return keys
+
+    def insert_batch(self, batch: ChunkBatch) -> Ints:
+        """As :meth:`insert` of each chunk in turn; returns the leaves of their items.
+
+        A :class:`ChunkChecker` of this table's signature must have accepted them.
+        """
+        counts = np.diff(batch.items_before)
+        chosen = np.flatnonzero(counts)
+        filed = [np.empty(0, np.int64)]
+        while chosen.size:
+            fitting = chosen[: self.num_pages - self.pages_used]
+            handles = self._store.put_many(batch.sizes[:, fitting], batch.blocks(fitting))
+            if handles.size:
+                filed.append(self._file(batch, chosen[: handles.size], counts, handles))
+                chosen = chosen[handles.size :]
+            else:
+                payload_bytes = int(batch.sizes[:, chosen[0]].sum())
+                self._make_room(BlockStore.record_bytes(self._num_columns, payload_bytes))
+        return np.concatenate(filed)
+
+    def _file(self, batch: ChunkBatch, chosen: Ints, counts: Ints, handles: Ints) -> Ints:
+        """Give chunks whose blocks are stored their pages; returns the leaves of their items."""
+        pages = self._remover.take(chosen.size)
+        starts = batch.starts[chosen]
+        self._handles[pages] = handles
+        self._rows[pages] = batch.rows[chosen]
+        self._page_starts[pages] = starts
+        # Position in the batch, and leaf, of every start row.
+        offsets = np.arange(int(starts.sum())) - np.repeat(np.cumsum(starts) - starts, starts)
+        at = np.repeat(batch.first_starts[chosen], starts) + offsets
+        leaves = np.repeat(pages * self._starts, starts) + offsets
+        lengths = batch.lengths[at]
+        priorities = self._initial_priorities(batch.priorities[at])
+        self._lengths[leaves] = lengths
+        self._prefixes[leaves] = batch.prefixes[at]
+        self._priorities[leaves] = priorities
+        has_item = lengths > 0
+        leaves = np.compress(has_item, leaves)
+        self._selector.insert(leaves, priorities[has_item].astype(np.float64))
+        self._remover.inserted(pages, counts[chosen], leaves)
+        self.inserted += leaves.size
+        return leaves
 
     def draw(self, counts: npt.NDArray[np.uint32], uniforms: npt.NDArray[np.float64]) -> Draw:
         """Draw ``counts`` [m] items for m batches, each stratified on its own, with ``uniforms`` [sum(counts)].

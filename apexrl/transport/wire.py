@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.transport import replay_pb2 as pb
 from apexrl.types import (
     Chunk,
@@ -86,7 +87,7 @@ class DrawResult(NamedTuple):
     lengths: npt.NDArray[np.uint16]
     new_slots: npt.NDArray[np.uint32]
     """Slot of each of ``new_chunks``; they come before any item is gathered."""
-    new_chunks: tuple[Chunk, ...]
+    new_chunks: ChunkBatch
     """Chunks that the mirror lacks; their lengths, prefixes and priorities are zeros."""
     totals: TableTotals
 
@@ -232,8 +233,11 @@ def chunks_to_proto(chunks: Sequence[Chunk], *, items: bool = True) -> pb.Chunks
     return message
 
 
-def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool = True) -> list[Chunk]:
-    """The chunks of a message, every size checked against the signature. See :func:`chunks_to_proto`."""
+def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool = True) -> ChunkBatch:
+    """The chunks of a message, every size checked against the signature. See :func:`chunks_to_proto`.
+
+    Without ``items`` lengths, prefixes and priorities are zeros.
+    """
     rows = from_bytes(message.rows, "uint16", None, "chunks.rows").astype(np.int64)
     n = len(rows)
     if n > MAX_CHUNKS_PER_MESSAGE:
@@ -241,30 +245,22 @@ def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool =
     starts = from_bytes(message.starts, "uint16", n, "chunks.starts").astype(np.int64)
     if n:
         _check_geometry(signature, rows, starts)
-    ends = np.cumsum(starts)
-    count = int(ends[-1]) if n and items else 0
-    lengths = from_bytes(message.lengths, "uint16", count, "chunks.lengths")
-    prefixes = from_bytes(message.prefixes, "uint16", count, "chunks.prefixes")
-    priorities = from_bytes(message.priorities, "float32", count, "chunks.priorities")
+    count = int(starts.sum())
+    given = count if items else 0
+    lengths = from_bytes(message.lengths, "uint16", given, "chunks.lengths")
+    prefixes = from_bytes(message.prefixes, "uint16", given, "chunks.prefixes")
+    priorities = from_bytes(message.priorities, "float32", given, "chunks.priorities")
+    if not items:
+        lengths = prefixes = np.zeros(count, np.uint16)
+        priorities = np.zeros(count, np.float32)
     columns = signature.columns if n else ()
     if len(message.columns) != len(columns):
         raise SignatureError(f"chunks.columns has {len(message.columns)} entries, must have {len(columns)}")
-    blocks = [
-        _column_blocks(signature, column, data, rows, starts)
-        for column, data in zip(columns, message.columns, strict=True)
-    ]
-    no_items = np.zeros(signature.geometry.starts, np.uint16)
-    no_priorities = np.zeros(signature.geometry.starts, np.float32)
-    chunks = []
-    for i in range(n):
-        begin, end = int(ends[i] - starts[i]), int(ends[i])
-        k = end - begin
-        if items:
-            described = (lengths[begin:end], prefixes[begin:end], priorities[begin:end])
-        else:
-            described = (no_items[:k], no_items[:k], no_priorities[:k])
-        chunks.append(Chunk(int(rows[i]), k, *described, tuple(column[i] for column in blocks)))
-    return chunks
+    data = tuple(column.data for column in message.columns)
+    sizes = np.empty((len(columns), n), np.int64)
+    for i, (column, given_sizes) in enumerate(zip(columns, message.columns, strict=True)):
+        sizes[i] = _block_sizes(column, len(data[i]), given_sizes.sizes, rows, starts)
+    return ChunkBatch(rows, starts, lengths, prefixes, priorities, data, sizes)
 
 
 def _check_geometry(signature: Signature, rows: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> None:
@@ -280,19 +276,14 @@ def _check_geometry(signature: Signature, rows: npt.NDArray[np.int64], starts: n
         )
 
 
-def _column_blocks(
-    signature: Signature,
-    column: ColumnSpec,
-    message: pb.ColumnBlocks,
-    rows: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-) -> list[bytes]:
-    """The blocks of one column, one per chunk."""
+def _block_sizes(
+    column: ColumnSpec, data_bytes: int, given: bytes, rows: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """[n] sizes of the blocks of one column, whose data has ``data_bytes``."""
     name = f"chunks.columns[{column.name!r}]"
-    sizes = from_bytes(message.sizes, "uint32", len(rows), f"{name}.sizes").astype(np.int64)
-    ends = np.cumsum(sizes)
-    if int(ends[-1]) != len(message.data):
-        raise SignatureError(f"{name}.data has {len(message.data)} bytes, must have sum(sizes) = {int(ends[-1])}")
+    sizes: npt.NDArray[np.int64] = from_bytes(given, "uint32", len(rows), f"{name}.sizes").astype(np.int64)
+    if (total := int(sizes.sum())) != data_bytes:
+        raise SignatureError(f"{name}.data has {data_bytes} bytes, must have sum(sizes) = {total}")
     raw = (rows if column.scope is Scope.STEP else starts) * column.value_bytes
     # An lz4 block is never larger than this, and never empty.
     wrong = sizes != raw if column.codec is Codec.RAW else (sizes < 1) | (sizes > raw + raw // 255 + 16)
@@ -300,11 +291,7 @@ def _column_blocks(
         i = int(np.flatnonzero(wrong)[0])
         allowed = f"{raw[i]}" if column.codec is Codec.RAW else f"in [1, {raw[i] + raw[i] // 255 + 16}]"
         raise SignatureError(f"{name}.sizes[{i}] is {sizes[i]}, must be {allowed} for {rows[i]} rows")
-    data, offset, blocks = message.data, 0, []
-    for end in ends.tolist():
-        blocks.append(data[offset:end])
-        offset = end
-    return blocks
+    return sizes
 
 
 # --- draws ---
@@ -390,6 +377,6 @@ def draw_from_proto(signature: Signature, num_slots: int, message: pb.DrawReply)
         prefixes=prefixes,
         lengths=lengths,
         new_slots=new_slots,
-        new_chunks=tuple(chunks),
+        new_chunks=chunks,
         totals=totals_from_proto(message.totals),
     )

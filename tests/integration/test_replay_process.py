@@ -55,7 +55,7 @@ def test_a_killed_shard_with_a_journal_has_its_experience_again(replay: ServiceC
         with learner(address) as client:
             opened(client)
             assert client.request_draw("replay", 1, [64])
-            assert {mark_of(chunk) for chunk in reply(client).result.new_chunks} == set(range(6))
+            assert {mark_of(chunk) for chunk in reply(client).result.new_chunks.chunks()} == set(range(6))
         child.send_signal(signal.SIGTERM)
         assert child.wait(WAIT) == 0
 

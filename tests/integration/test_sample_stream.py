@@ -77,7 +77,10 @@ def test_a_draw_brings_items_and_their_chunks() -> None:
             # Equal priorities: every item has the same share.
             np.testing.assert_allclose(result.probabilities, 1 / 20, rtol=1e-5)
             assert result.totals.drawn == 12
-            marks = {int(slot): mark_of(chunk) for slot, chunk in zip(result.new_slots, result.new_chunks, strict=True)}
+            marks = {
+                int(slot): mark_of(chunk)
+                for slot, chunk in zip(result.new_slots, result.new_chunks.chunks(), strict=True)
+            }
             assert set(result.slots.tolist()) == set(marks)
             # Pages are filled in order, so the slot tells the mark.
             assert all(slot == mark for slot, mark in marks.items())
@@ -120,10 +123,10 @@ def test_a_page_that_was_written_anew_is_sent_again() -> None:
         with learner(service.address) as client:
             opened(client)
             first = draw(client, 0, [4000])
-            mirror = dict(zip(first.new_slots.tolist(), map(mark_of, first.new_chunks), strict=True))
+            mirror = dict(zip(first.new_slots.tolist(), map(mark_of, first.new_chunks.chunks()), strict=True))
             fill(service.address, TABLE.num_pages + 10, first_mark=1000)
             second = draw(client, 1, [4000])
-            mirror.update(zip(second.new_slots.tolist(), map(mark_of, second.new_chunks), strict=True))
+            mirror.update(zip(second.new_slots.tolist(), map(mark_of, second.new_chunks.chunks()), strict=True))
             assert set(first.slots.tolist()) & set(second.slots.tolist())
             assert all(mirror[slot] >= 1000 for slot in second.slots.tolist())
             assert not set(first.keys.tolist()) & set(second.keys.tolist())

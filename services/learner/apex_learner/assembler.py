@@ -345,13 +345,13 @@ class BatchAssembler:
     def _mirror(self, mirror: Mirror, drawn: DrawResult) -> None:
         """Take in a reply's chunks."""
         started = time.perf_counter()
-        for slot, chunk in zip(drawn.new_slots, drawn.new_chunks, strict=True):
-            mirror.put(int(slot), chunk.rows, chunk.starts, chunk.blocks)
+        for slot, chunk in zip(drawn.new_slots.tolist(), drawn.new_chunks.chunks(), strict=True):
+            mirror.put(slot, chunk.rows, chunk.starts, chunk.blocks)
         counts = self.counts
         counts.decode_seconds += time.perf_counter() - started
         counts.items += len(drawn.keys)
         counts.chunks += len(drawn.new_chunks)
-        counts.chunk_bytes += sum(len(block) for chunk in drawn.new_chunks for block in chunk.blocks)
+        counts.chunk_bytes += int(drawn.new_chunks.sizes.sum())
 
     def _fill(self, shard: int, part: _Part, drawn: DrawResult) -> list[BatchBuffer]:
         """Put a reply's items where they belong."""

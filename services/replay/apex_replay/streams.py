@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from apexrl.replay.chunk_checks import ChunkChecker
+import numpy as np
+import numpy.typing as npt
+
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.replay.draws import uniforms
 from apexrl.replay.engine import ReplayEngine
 from apexrl.replay.mirror_map import MirrorMap
@@ -99,6 +102,39 @@ class Turns:
             ahead += stream.num_pending_items
 
 
+@dataclass
+class _Message:
+    """Chunks of one message, as far as they wait."""
+
+    numbers: npt.NDArray[np.uint64]
+    batch: ChunkBatch
+    items_before: npt.NDArray[np.int64]
+    """[n + 1] items that the chunks before each one add to the table."""
+    taken: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.taken == len(self.numbers)
+
+    @property
+    def num_items_left(self) -> int:
+        return int(self.items_before[-1] - self.items_before[self.taken])
+
+    def take(self, room: int | None) -> tuple[npt.NDArray[np.uint64], ChunkBatch]:
+        """The next chunks that a table accepts with ``room`` for so many items (None = no limit).
+
+        Each is accepted as long as any room is left.
+        """
+        begin, end = self.taken, len(self.numbers)
+        if room is not None:
+            before = self.items_before[begin:-1] - self.items_before[begin]
+            end = begin + int(np.searchsorted(before, room, side="left"))
+        self.taken = end
+        if end - begin == len(self.numbers):
+            return self.numbers, self.batch
+        return self.numbers[begin:end], self.batch.part(begin, end)
+
+
 class InsertStream(Stream):
     """Chunks of one actor incarnation into one table."""
 
@@ -118,20 +154,20 @@ class InsertStream(Stream):
         self.incarnation = incarnation
         self.table = table
         self._engine = engine
-        self._checker = ChunkChecker(table.config.signature)
         self._on_room = on_room
         self._turns = turns
-        self._pending: deque[tuple[int, Chunk]] = deque()
+        self._message: _Message | None = None
+        """The last one, as long as something of it waits."""
 
     @property
     def has_pending(self) -> bool:
         """Whether chunks of the last message wait for the insert limit. No message may come before they are in."""
-        return bool(self._pending)
+        return self._message is not None
 
     @property
     def num_pending_items(self) -> int:
         """Items of the chunks that wait."""
-        return sum(chunk.num_items for _, chunk in self._pending)
+        return 0 if self._message is None else self._message.num_items_left
 
     def opened(self) -> pb.InsertResponse:
         """The answer to the open request."""
@@ -150,17 +186,21 @@ class InsertStream(Stream):
         self._require_open()
         if request.WhichOneof("request") != "chunks":
             raise SignatureError("insert.request is not `chunks`, which every request but the first must be")
-        if self._pending:
+        if self.has_pending:
             raise RuntimeError("a message came before the last one was stored")
         numbers = wire.from_bytes(request.chunks.numbers, "uint64", None, "insert.numbers")
-        chunks = wire.chunks_from_proto(self.table.config.signature, request.chunks.chunks)
-        if len(numbers) != len(chunks):
-            raise SignatureError(f"insert.numbers has {len(numbers)} entries, must have one per chunk ({len(chunks)})")
+        batch = wire.chunks_from_proto(self.table.config.signature, request.chunks.chunks)
+        if len(numbers) != len(batch):
+            raise SignatureError(f"insert.numbers has {len(numbers)} entries, must have one per chunk ({len(batch)})")
         if len(numbers) and (numbers[0] < 1 or (numbers[1:] <= numbers[:-1]).any()):
             raise SignatureError("insert.numbers must begin at 1 or above and grow")
-        for chunk in chunks:
-            self._checker.check(chunk)
-        self._pending.extend(zip(numbers.tolist(), chunks, strict=True))
+        self.table.checker.check_batch(batch)
+        if not len(numbers):
+            return None
+        # What was seen before adds nothing to the table.
+        seen = int(np.searchsorted(numbers, np.uint64(self._last_seen()), side="right"))
+        items_before = np.maximum(batch.items_before - batch.items_before[seen], 0)
+        self._message = _Message(numbers, batch, items_before)
         return self.advance()
 
     def advance(self) -> pb.InsertResponse | None:
@@ -170,12 +210,16 @@ class InsertStream(Stream):
             The acknowledgement, or None if nothing got in.
         """
         self._require_open()
-        stored = 0
-        while self._pending and self._turns.is_next(self) and self.table.may_insert():
-            number, chunk = self._pending.popleft()
-            self._engine.insert_once(self.incarnation, number, self.table.config.name, chunk, checked=True)
-            stored += 1
-        if self._pending:
+        message, stored = self._message, 0
+        if message is not None and self._turns.is_next(self):
+            limit = self.table.insert_limit
+            numbers, batch = message.take(None if limit is None else limit - self.table.inserted)
+            stored = len(numbers)
+            if stored:
+                self._engine.insert_batch(self.incarnation, numbers, self.table.config.name, batch)
+            if message.is_done:
+                self._message = None
+        if self.has_pending:
             self._turns.wait(self)
         else:
             self._turns.leave(self)
@@ -188,7 +232,7 @@ class InsertStream(Stream):
 
     def note_room(self) -> None:
         """It is this stream's turn, or the insert limit has changed."""
-        if self._pending and self.table.may_insert():
+        if self._message is not None and self.table.may_insert():
             self._on_room()
 
     def _last_seen(self) -> int:

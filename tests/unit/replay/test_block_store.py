@@ -21,6 +21,40 @@ def test_blocks_come_back_and_handles_are_checked() -> None:
         store.free(first)
 
 
+@pytest.mark.parametrize("scattered", [False, True])
+def test_many_records_go_where_they_would_go_one_by_one(scattered: bool) -> None:
+    rng = np.random.default_rng(7)
+    one_by_one, at_once = (BlockStore(MIB, scattered=scattered) for _ in range(2))
+    held: list[tuple[int, int]] = []
+    for _ in range(40):
+        records = [(rng.bytes(int(rng.integers(5000))), rng.bytes(3)) for _ in range(int(rng.integers(1, 30)))]
+        singly = []
+        for record in records:
+            try:
+                singly.append(one_by_one.put(record))
+            except BlockStoreFull:
+                break
+        columns = [list(column) for column in zip(*records, strict=True)]
+        sizes = np.array([[len(block) for block in column] for column in columns])
+        together = at_once.put_many(sizes, columns).tolist()
+        assert together == singly
+        for handle, record in zip(together, records, strict=False):
+            assert one_by_one.get(handle) == at_once.get(handle) == record
+        assert (one_by_one.live_bytes, one_by_one.slab_bytes) == (at_once.live_bytes, at_once.slab_bytes)
+        held += [(handle, len(record[0])) for handle, record in zip(together, records, strict=False)]
+        rng.shuffle(held)
+        gone = len(held) // 2 if len(together) == len(records) else len(held)
+        for handle, _ in held[:gone]:
+            one_by_one.free(handle)
+            at_once.free(handle)
+        del held[:gone]
+        assert one_by_one.compact() == at_once.compact()
+
+
+def test_no_record_at_all_is_put() -> None:
+    assert BlockStore(MIB).put_many(np.empty((2, 0), np.int64), [[], []]).size == 0
+
+
 def test_budget_bounds_slabs_and_a_full_store_says_so() -> None:
     store = BlockStore(MIB)
     block = bytes(10_000)

@@ -87,7 +87,7 @@ def test_table_config_survives_the_wire() -> None:
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 4), st.integers(0, 2)), max_size=5))
 def test_chunks_survive_the_wire(shapes: list[tuple[int, int, int]]) -> None:
     chunks = [make_chunk(seed, 1 + starts + tail, starts) for seed, starts, tail in shapes]
-    back = wire.chunks_from_proto(SIGNATURE, parsed(wire.chunks_to_proto(chunks)))
+    back = wire.chunks_from_proto(SIGNATURE, parsed(wire.chunks_to_proto(chunks))).chunks()
     assert len(back) == len(chunks)
     for a, b in zip(chunks, back, strict=True):
         assert_chunks_equal(a, b)
@@ -97,7 +97,7 @@ def test_chunks_without_items_have_zeros() -> None:
     chunk = make_chunk(1)
     message = wire.chunks_to_proto([chunk], items=False)
     assert not message.lengths
-    (back,) = wire.chunks_from_proto(SIGNATURE, message, items=False)
+    (back,) = wire.chunks_from_proto(SIGNATURE, message, items=False).chunks()
     assert back.blocks == chunk.blocks
     assert back.num_items == 0
     assert back.priorities.shape == (4,)
@@ -209,7 +209,7 @@ def test_a_draw_survives_the_wire() -> None:
     assert result.counts.tolist() == [1, 2]
     assert result.totals == TableTotals(2.5, 40, 50, 3)
     assert result.new_slots.tolist() == [9]
-    assert result.new_chunks[0].blocks == make_chunk(5).blocks
+    assert result.new_chunks.chunk(0).blocks == make_chunk(5).blocks
 
 
 @pytest.mark.parametrize(
