@@ -1,10 +1,11 @@
-"""Whether any service grows: half an hour of a whole run, the resident memory of each process over time.
+"""Whether any service grows: half an hour of a whole run, the memory that each process holds over time.
 
     python benchmarks/soak.py configs/pong_small.yaml --write
 
 Starts what ``apex train`` starts (replay with its journal, learner with its serving child, actors, evaluator) with a
 table so small that it has turned over long before the measured part, which is what follows the first ``--settle``
-share of the time. A straight line is fitted to each process's resident memory. Other work on the machine does no harm.
+share of the time. A straight line is fitted to the resident memory of each process without the pages of files: those
+the kernel takes and gives as the machine has room, ten megabytes at a time. Other work on the machine does no harm.
 Unknown arguments are overrides of the configuration.
 """
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from apex_cli.processes import Service
 from apex_cli.simulation_services import SERVING_CHILD
 from apex_cli.train import LocalRun
-from apex_cli.usage import child_processes, process_usage
+from apex_cli.usage import child_processes
 from apexrl.runtime.run_directory import RunDirectory
 from apexrl.telemetry.logging import configure_logging
 from apexrl.transport.coordinator_client import CoordinatorClient
@@ -44,7 +45,7 @@ BIN_SECONDS = 60.0
 MEGABYTE = 1e6
 
 Samples = list[tuple[float, float]]
-"""(seconds, resident MB)."""
+"""(seconds, MB held)."""
 
 
 def watch(local: LocalRun, seconds: float) -> dict[str, Samples]:
@@ -61,11 +62,22 @@ def watch(local: LocalRun, seconds: float) -> dict[str, Samples]:
             if service.restarts:
                 raise RuntimeError(f"{service.name} ended and was started anew:\n{service.log_tail()}")
         for name, pid in process_ids(local.services).items():
-            used = process_usage(pid)
-            if used is not None:
-                samples.setdefault(name, []).append((now, used.rss_bytes / MEGABYTE))
+            held = held_bytes(pid)
+            if held is not None:
+                samples.setdefault(name, []).append((now, held / MEGABYTE))
         time.sleep(SAMPLE_SECONDS)
     return samples
+
+
+def held_bytes(pid: int) -> int | None:
+    """Resident memory of a process that is no page of a file; None if there is no such process."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    # A mapping that belongs to no file counts as shared memory, if it was asked for as shared.
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(kilobytes) << 10 if kilobytes else None
 
 
 def process_ids(services: Sequence[Service]) -> dict[str, int]:
@@ -77,7 +89,7 @@ def process_ids(services: Sequence[Service]) -> dict[str, int]:
 
 
 def medians(samples: Samples) -> npt.NDArray[np.float64]:
-    """[N, 2] minutes and resident MB of each full bin of ``BIN_SECONDS``."""
+    """[N, 2] minutes and MB held of each full bin of ``BIN_SECONDS``."""
     values = np.array(samples)
     bins = (values[:, 0] // BIN_SECONDS).astype(int)
     rows = [(number * BIN_SECONDS / 60.0, np.median(values[bins == number, 1])) for number in np.unique(bins)]
@@ -145,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds=[config.seed],
         notes=(
             "slope_mb_per_minute = least-squares line through the medians of each minute of a process's resident "
-            "memory, the first third of the time left out. The table holds 20,000 items and is durable (journal); "
+            "memory without pages of files, the first third of the time left out. The table holds 20,000 items and is durable (journal); "
             "checkpoints, evaluations and parameter pulls go on throughout."
         ),
         write=options.write,

@@ -7,11 +7,14 @@ import sys
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 #: The largest that glibc takes. Blocks above it are mapped and unmapped one by one.
 _MMAP_THRESHOLD_BYTES = 32 << 20
 _TRIM_THRESHOLD_BYTES = 1 << 30
 #: Parts of parameters are of this size and come with a header, so they lie above it.
 _LARGE_BLOCK_BYTES = 1 << 20
+#: The main one, and one for threads.
+_FEW_HEAPS = 2
 
 
 def keep_freed_memory() -> bool:
@@ -24,15 +27,20 @@ def keep_freed_memory() -> bool:
     return _set((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES), (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
 
 
-def give_back_large_blocks() -> bool:
-    """Map blocks of 1 MiB and more one by one, so that freeing them gives their memory back; returns whether it works.
+def give_freed_memory_back() -> bool:
+    """Keep little of what is freed in the process; returns whether the C library takes the advice.
 
-    For a process that only now and then needs some. By default, and with :func:`keep_freed_memory`, glibc cuts them
-    from the heap of the thread that asks, where small blocks that stay come to lie between them: the heap of an
-    evaluator's I/O thread, which takes parameters in, grew by 1 MB with each of them. A fixed threshold also keeps
-    glibc from raising its own.
+    For a process that needs much only now and then. By default, and with :func:`keep_freed_memory`, glibc cuts large
+    blocks from the heap of the thread that asks, where small blocks that stay come to lie between them: the heap of an
+    evaluator's I/O thread, which takes parameters in, grew by 1 MB with each of them. Blocks of 1 MiB and more are
+    mapped one by one instead (a fixed threshold also keeps glibc from raising its own). Smaller ones come from few
+    heaps, so that what one thread has freed serves another: each heap grows for a long time before it levels off.
     """
-    return _set((_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES), (_M_TRIM_THRESHOLD, _MMAP_THRESHOLD_BYTES))
+    return _set(
+        (_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES),
+        (_M_TRIM_THRESHOLD, _MMAP_THRESHOLD_BYTES),
+        (_M_ARENA_MAX, _FEW_HEAPS),
+    )
 
 
 def _set(*options: tuple[int, int]) -> bool:

@@ -10,7 +10,7 @@ from apex_actor.process import run_actor, run_evaluator
 from apexrl.algorithms import CONFIGS
 from apexrl.config import load_experiment
 from apexrl.runtime.lifecycle import Shutdown, run_service
-from apexrl.runtime.malloc import give_back_large_blocks, keep_freed_memory
+from apexrl.runtime.malloc import give_freed_memory_back, keep_freed_memory
 from apexrl.telemetry.logging import configure_logging, get_logger
 from apexrl.telemetry.metrics import ActorMetrics, EvaluatorMetrics
 from apexrl.telemetry.metrics_server import start_metrics_server
@@ -40,7 +40,7 @@ def main() -> int:
         if options.role == "actor":
             keep_freed_memory()
         else:
-            give_back_large_blocks()
+            give_freed_memory_back()
         config = load_experiment(options.config, overrides, algorithm_configs=CONFIGS, prog="apex_actor")
         security.use(Security.load(config.security))
         log = get_logger(__name__)

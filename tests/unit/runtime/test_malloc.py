@@ -23,8 +23,8 @@ print(int(took), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 HELD = """
 import threading
-from apexrl.runtime.malloc import give_back_large_blocks
-took = give_back_large_blocks()
+from apexrl.runtime.malloc import give_freed_memory_back
+took = give_freed_memory_back()
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
