@@ -167,15 +167,33 @@ class ReplayEngine:
         if duplicates:
             batch, numbers = batch.part(duplicates, len(batch)), numbers[duplicates:]
         if len(batch):
-            before = owner.inserted
-            owner.insert_batch(batch)
-            if self.observer is not None:
-                for i in np.flatnonzero(np.diff(batch.items_before)).tolist():
-                    inserted = before + int(batch.items_before[i + 1])
-                    self.observer.stored(incarnation, int(numbers[i]), table, batch.chunk(i), inserted)
-            seen = int(numbers[-1])
-        self._note_seen(incarnation, seen, table)
+            self.insert_merged([incarnation], np.array([len(batch)]), numbers, table, batch)
+        else:
+            self._note_seen(incarnation, seen, table)
         return len(batch)
+
+    def insert_merged(
+        self,
+        incarnations: Sequence[bytes],
+        ends: npt.NDArray[np.int64],
+        numbers: npt.NDArray[np.uint64],
+        table: str,
+        batch: ChunkBatch,
+    ) -> None:
+        """:meth:`insert_batch` of [m] incarnations in turn, none of whose ``numbers`` [n] was seen before.
+
+        Chunks of an incarnation begin where those of the one before end, at ``ends`` [m]; each has at least one.
+        """
+        owner = self.table(table)
+        before = owner.inserted
+        owner.insert_batch(batch)
+        if self.observer is not None:
+            senders = np.searchsorted(ends, np.arange(len(batch)), side="right").tolist()
+            for i in np.flatnonzero(np.diff(batch.items_before)).tolist():
+                inserted = before + int(batch.items_before[i + 1])
+                self.observer.stored(incarnations[senders[i]], int(numbers[i]), table, batch.chunk(i), inserted)
+        for incarnation, number in zip(incarnations, numbers[ends - 1].tolist(), strict=True):
+            self._note_seen(incarnation, number, table)
 
     def restore(
         self,

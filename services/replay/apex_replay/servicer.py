@@ -1,7 +1,8 @@
 """The gRPC side of a shard: streams of bytes become calls of the endpoint on the engine's thread, and back.
 
-Nothing is decided here. A handler reads a message, lets the engine thread work on it, and writes the answer before it
-reads the next one; so a shard that does not want more simply does not read, and flow control holds the peer back.
+Nothing is decided here. A handler reads a message, lets the engine thread work on it (inserts of several streams go
+there together, see :mod:`apex_replay.gathering`), and writes the answer before it reads the next one; so a shard that
+does not want more simply does not read, and flow control holds the peer back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 import grpc
 
 from apex_replay.endpoint import ReplayEndpoint
+from apex_replay.gathering import Gathering
+from apex_replay.merging import handle_all
 from apex_replay.streams import InsertStream, SampleStream, Stream
 from apexrl.replay.engine_thread import EngineStoppedError, EngineThread
 from apexrl.transport import replay_pb2 as pb
@@ -44,6 +47,9 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
         self._endpoint = endpoint
         self._thread = thread
         self._loop = asyncio.get_running_loop()
+        self._gathering: Gathering[tuple[InsertStream, pb.InsertRequest], pb.InsertResponse | None] = Gathering(
+            self._loop, self._submit, lambda pairs: handle_all(endpoint.engine, pairs)
+        )
 
     def register(self) -> Register:
         """For :func:`~apexrl.transport.server.start_server`."""
@@ -90,7 +96,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
         try:
             await context.write(opened)
             while (message := await self._read(context, pb.InsertRequest)) is not None:
-                ack = await self._engine(functools.partial(stream.handle, message))
+                ack = await self._gathering.run((stream, message), message.ByteSize())
                 while True:
                     if ack is not None:
                         await context.write(ack)

@@ -165,6 +165,11 @@ class InsertStream(Stream):
         return self._message is not None
 
     @property
+    def is_idle(self) -> bool:
+        """Whether a message would be stored at once if there is room: the stream is open, and nobody waits for room."""
+        return not self._ended and self._message is None and self._turns.is_next(self)
+
+    @property
     def num_pending_items(self) -> int:
         """Items of the chunks that wait."""
         return 0 if self._message is None else self._message.num_items_left
