@@ -31,6 +31,7 @@ KERNELS, STRIDES = (8, 4, 3), (4, 2, 1)
 #: Replay, driver and learner beside the rollout workers; ray counts cores, it does not bind them.
 OTHER_CPUS = 4
 ITERATION_SECONDS = 2.0
+OBJECT_STORE_BYTES = 1 << 30
 
 
 class ChannelsLast(gymnasium.ObservationWrapper):
@@ -130,7 +131,10 @@ def main() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
-        object_store_memory=3 << 30,
+        # Replay lies in its actor's own memory; the store holds what is under way. Told how much there is, ray does not
+        # refuse to start where others use memory as well.
+        object_store_memory=OBJECT_STORE_BYTES,
+        _memory=OBJECT_STORE_BYTES,
     )
     algorithm = make_algorithm(settings)
     totals = np.zeros(2)
