@@ -19,8 +19,10 @@ AnswerT = TypeVar("AnswerT")
 GATHER_SECONDS = 0.1
 #: ... or until they have so many bytes together ...
 GATHERED_BYTES = 512 << 10
-#: ... or one comes that is as large as this: a stream that fills its messages waits for nobody.
+#: ... or one comes that shall not wait, as this large.
 FULL_MESSAGE_BYTES = 128 << 10
+#: A stream that sends so soon after an answer was waiting for it, with its window full, and is not made to wait more.
+HURRY_SECONDS = 0.25
 
 
 class Gathering(Generic[ItemT, AnswerT]):
@@ -45,12 +47,15 @@ class Gathering(Generic[ItemT, AnswerT]):
         self._num_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self, item: ItemT, num_bytes: int) -> AnswerT:
-        """The answer to ``item``, a message of ``num_bytes`` and whatever belongs to it; raises what it is to raise."""
+    async def run(self, item: ItemT, num_bytes: int, *, hurry: bool = False) -> AnswerT:
+        """The answer to ``item``, a message of ``num_bytes`` and whatever belongs to it; raises what it is to raise.
+
+        In a ``hurry`` it is handed over at once, with all that waits.
+        """
         answer: asyncio.Future[AnswerT] = self._loop.create_future()
         self._waiting.append((item, answer))
         self._num_bytes += num_bytes
-        if num_bytes >= FULL_MESSAGE_BYTES or self._num_bytes >= GATHERED_BYTES:
+        if hurry or num_bytes >= FULL_MESSAGE_BYTES or self._num_bytes >= GATHERED_BYTES:
             self._hand_over()
         elif self._timer is None:
             self._timer = self._loop.call_later(GATHER_SECONDS, self._hand_over)

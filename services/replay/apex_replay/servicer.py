@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import grpc
 
 from apex_replay.endpoint import ReplayEndpoint
-from apex_replay.gathering import Gathering
+from apex_replay.gathering import HURRY_SECONDS, Gathering
 from apex_replay.merging import handle_all
 from apex_replay.streams import InsertStream, SampleStream, Stream
 from apexrl.replay.engine_thread import EngineStoppedError, EngineThread
@@ -95,8 +95,10 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
         stream, opened = await self._open(open_stream)
         try:
             await context.write(opened)
+            answered = -HURRY_SECONDS
             while (message := await self._read(context, pb.InsertRequest)) is not None:
-                ack = await self._gathering.run((stream, message), message.ByteSize())
+                hurry = self._loop.time() - answered < HURRY_SECONDS
+                ack = await self._gathering.run((stream, message), message.ByteSize(), hurry=hurry)
                 while True:
                     if ack is not None:
                         await context.write(ack)
@@ -106,6 +108,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServicer):
                     await wake.wait()
                     wake.clear()
                     ack = await self._engine(stream.advance)
+                answered = self._loop.time()
         finally:
             self._post(stream.close)
 

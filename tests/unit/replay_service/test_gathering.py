@@ -58,12 +58,13 @@ def test_small_messages_go_together_and_each_gets_its_own_answer(engine: Engine)
     assert engine.commands == 1
 
 
-def test_a_full_message_waits_for_nobody_and_takes_others_along(engine: Engine) -> None:
+@pytest.mark.parametrize(("num_bytes", "hurry"), [(FULL_MESSAGE_BYTES, False), (10, True)])
+def test_a_message_that_is_full_or_hurries_waits_for_nobody(engine: Engine, num_bytes: int, hurry: bool) -> None:
     async def body() -> None:
         gathering = Gathering(asyncio.get_running_loop(), engine.submit, work)
         small = asyncio.ensure_future(gathering.run(lambda: 1, 10))
         await asyncio.sleep(0)
-        assert await gathering.run(lambda: 2, FULL_MESSAGE_BYTES) == 2
+        assert await gathering.run(lambda: 2, num_bytes, hurry=hurry) == 2
         assert await small == 1
         # The timer of the small one has nothing left to hand over.
         await asyncio.sleep(2 * GATHER_SECONDS)
