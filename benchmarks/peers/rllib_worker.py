@@ -56,9 +56,11 @@ def make_env(settings: dict[str, Any]) -> Any:
 class Torso(TorchModelV2, nn.Module):  # type: ignore[misc]
     """Convolutions without padding, flattened; RLlib puts the dueling head behind it."""
 
-    def __init__(self, space: Any, actions: Any, outputs: int, config: Any, name: str, filters: list[int]) -> None:
+    def __init__(self, space: Any, actions: Any, outputs: int, config: Any, name: str) -> None:
         TorchModelV2.__init__(self, space, actions, outputs, config, name)
         nn.Module.__init__(self)
+        # RLlib's DQN wraps the class and hands on nothing but the configuration.
+        filters: list[int] = config["custom_model_config"]["filters"]
         layers: list[nn.Module] = []
         channels = 4
         for filters_out, kernel, stride in zip(filters, KERNELS, STRIDES, strict=False):
