@@ -157,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds=[config.seed],
         notes=(
             "slope_mb_per_minute = least-squares line through the medians of each minute of a process's resident "
-            "memory without pages of files, the first third of the time left out. The table holds 20,000 items and is durable (journal); "
-            "checkpoints, evaluations and parameter pulls go on throughout."
+            "memory without pages of files, the first third of the time left out. The table holds 20,000 items and is "
+            "durable (journal); checkpoints, evaluations and parameter pulls go on throughout."
         ),
         write=options.write,
     )
