@@ -35,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes=(
             "cpu_ratio_to_reverb = median over windows of our CPU-seconds per transition (client and server process, "
             "user and system) by those of the peer's layout with the lowest median. One client each; ours steps all "
-            "lanes together, as an actor process does, the peer's takes lane after lane. A sampling profile of ours: "
-            "the client builds chunks for four fifths of its time (a quarter of the whole is encoding blocks, another "
-            "the copy of rows into the lanes' buffers); the shard checks and files chunk by chunk in Python for "
-            "more than half of its own."
+            "lanes together, as an actor process does, the peer's takes lane after lane."
         ),
         write=options.write,
     )
