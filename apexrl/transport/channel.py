@@ -62,7 +62,7 @@ def server_options(limits: MessageLimits, max_connection_age_seconds: float | No
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", limits.server_receives),
         ("grpc.max_send_message_length", limits.server_sends),

@@ -6,8 +6,10 @@ import asyncio
 import multiprocessing
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from grpc._cython import cygrpc
 
 from apexrl.transport.channel import (
     LEARNER_LIMITS,
@@ -79,7 +81,14 @@ def test_message_sizes_are_explicit_on_both_sides() -> None:
 
 def test_clients_do_not_ping_more_often_than_servers_allow() -> None:
     of_server, of_client = dict(server_options(REPLAY_LIMITS)), dict(channel_options(REPLAY_LIMITS))
-    assert of_client["grpc.keepalive_time_ms"] >= of_server["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    assert of_client["grpc.keepalive_time_ms"] >= of_server["grpc.http2.min_ping_interval_without_data_ms"]
+
+
+def test_grpc_knows_every_option() -> None:
+    """It ignores a name that it does not know, and what we meant to set stays as it is by default."""
+    binary = Path(cygrpc.__file__).read_bytes()
+    options = [*server_options(LEARNER_LIMITS, max_connection_age_seconds=1.0), *channel_options(LEARNER_LIMITS)]
+    assert [name for name, _ in options if name.encode() not in binary] == []
 
 
 def test_backoff_doubles_up_to_its_limit_and_begins_anew() -> None:
