@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numba
 import numpy as np
@@ -25,7 +26,15 @@ _AFTER_ACTION = ("action", "reward", "continuation")
 _FIRST, _LAST = int(RowKind.FIRST), int(RowKind.LAST)
 
 
-@numba.njit(nogil=True, cache=True)
+_types: Any = numba.types
+
+
+# Compiled at import, and not in the first step.
+@numba.njit(
+    [(_types.uint8[::1], _types.uint16[::1], _types.uint8[::1], _types.uint16[::1], _types.boolean)],
+    nogil=True,
+    cache=True,
+)
 def _first_wrong_lane(
     kinds: npt.NDArray[np.uint8],
     ages: npt.NDArray[np.uint16],
@@ -246,10 +255,10 @@ class ChunkBuilder:
 
         When draining, all rows are last rows, and those behind a last row are fillers that reach no chunk.
         """
-        # Copies, so that the loop is compiled for one layout only.
+        # Copies, since the loop is compiled for one layout only.
         kinds_before = self._last_kinds().astype(np.uint8)
         ages_before = self._step_rows["age"][:, self._filled - 1].astype(np.uint16)
-        lane = _first_wrong_lane(kinds, ages, kinds_before, ages_before, draining)
+        lane = _first_wrong_lane(kinds.astype(np.uint8), ages.astype(np.uint16), kinds_before, ages_before, draining)
         if lane >= 0:
             begins = kinds_before[lane] == RowKind.LAST
             after = "a last row" if begins else f"a row of age {ages_before[lane]}"

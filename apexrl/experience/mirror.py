@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numba
 import numpy as np
@@ -19,8 +19,12 @@ from apexrl.experience.codec import decode_bytes
 from apexrl.experience.decoding import check_chunk_shape
 from apexrl.types import ColumnSpec, Scope, Signature
 
+_types: Any = numba.types
+_WORDS = (_types.uint8, _types.uint16, _types.uint32, _types.uint64)
 
-@numba.njit(nogil=True, cache=True)
+
+# Compiled at import, for every word that there is, and not within the first batch.
+@numba.njit([(word[::1], _types.int64[::1], word[:, ::1], _types.int64) for word in _WORDS], nogil=True, cache=True)
 def _copy_windows(
     source: npt.NDArray[np.unsignedinteger],
     first_words: npt.NDArray[np.int64],
@@ -191,10 +195,6 @@ class HostMirror:
             pages = np.empty((num_slots, self._book.values_per_page(column), column.value_bytes), dtype=np.uint8)
             pages.fill(0)
             self._pages[column.name] = pages
-        none = np.zeros(0, dtype=np.int64)
-        for column in signature.columns:  # compiles now rather than within the first batch
-            empty = np.zeros((1, 1), dtype=_word(column.value_bytes))
-            _copy_windows(empty.reshape(-1), none, empty, 0)
 
     @property
     def num_slots(self) -> int:

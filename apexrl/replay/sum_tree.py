@@ -179,10 +179,3 @@ class SumTree:
         self._require_in_range(leaves)
         if np.count_nonzero((weights >= 0.0) & (weights < np.inf)) != weights.size:
             raise ValueError("a weight is negative or not finite")
-
-
-def compile_kernels() -> None:
-    """Compile (or load from numba's cache) what a tree needs, so that no request waits for it."""
-    tree = SumTree(1)
-    tree.set(np.zeros(1, np.int64), np.ones(1))
-    tree.sample(np.zeros(1))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 
 import pytest
 from chart_scene import CHART, ROOT, tool
+from numba.core.caching import UserProvidedCacheLocator
+
+from apexrl.runtime import kernel_cache
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 TEXT = DOCKERFILE.read_text(encoding="utf-8")
@@ -24,10 +28,34 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 @pytest.mark.parametrize("target", ["replay", "actor", "learner"])
 def test_targets_are_what_runs_as_a_numeric_user_behind_tini(target: str) -> None:
-    assert re.search(rf"^FROM runtime AS {target}$", TEXT, flags=re.MULTILINE)
     assert f'ENTRYPOINT ["tini", "--", "python", "-m", "apex_{target}"]' in stage(target)
-    assert "USER" not in stage(target)
-    assert re.findall(r"^USER (.*)$", stage("runtime"), flags=re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^USER (.*)$", stage(target), flags=re.MULTILINE) == ["10001:10001"]
+    assert "RUN" not in stage(target).partition("USER")[2], "what is compiled must lie where the user cannot write"
+
+
+def test_actor_and_learner_share_all_their_layers() -> None:
+    for target in ("actor", "learner"):
+        assert re.search(rf"^FROM training AS {target}$", TEXT, flags=re.MULTILINE)
+        assert not re.search(r"^(RUN|COPY|ADD) ", stage(target), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", ["replay", "training"])
+def test_kernels_of_the_image_are_those_of_the_code(target: str) -> None:
+    """What is compiled at import is compiled for the image, as far as its packages allow."""
+    compiled = set(re.findall(r"apexrl(?:\.\w+)+", stage(target)))
+    having = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "apexrl").rglob("*.py")
+        if "numba.njit(" in path.read_text(encoding="utf-8")
+    }
+    assert compiled == {name for name in having if target == "training" or name.startswith("apexrl.replay.")}
+
+
+def test_the_runtime_names_a_locator_that_exists() -> None:
+    (named,) = re.findall(r"NUMBA_CACHE_LOCATOR_CLASSES=(\S+)", stage("runtime"))
+    module, _, name = named.rpartition(".")
+    assert issubclass(getattr(importlib.import_module(module), name), UserProvidedCacheLocator)
+    assert f"{kernel_cache.COMPILED}=/opt/kernels" in stage("runtime")
 
 
 def test_replay_image_takes_nothing_of_the_training_lock() -> None:
