@@ -87,6 +87,7 @@ class ReplayEngine:
     def __init__(self, boot: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.boot = secrets.randbits(BOOT_BITS) if boot is None else boot
         self.observer: Observer | None = None
+        self._first_items: int | None = None
         self._clock = clock
         self._seen: OrderedDict[tuple[bytes, str], _Seen] = OrderedDict()
         self.tables: dict[str, Table] = {}
@@ -107,11 +108,21 @@ class ReplayEngine:
         table = self.tables.get(config.name)
         if table is None:
             table = self.tables[config.name] = Table(config, self.boot)
+            table.insert_limit = self._first_items
             return table
         if table.config.signature != config.signature:
             differences = _differences(table.config.signature, config.signature)
             raise SignatureError(f"table {config.name!r} is another here: {'; '.join(differences)}")
         return table
+
+    def hold_inserts(self, items: int) -> None:
+        """Let every table, and those to come, take this many more items until a learner has told its insert limit.
+
+        For a run with a limiter: a shard that starts while there is no learner would else take whatever comes.
+        """
+        self._first_items = items
+        for table in self.tables.values():
+            table.insert_limit = table.inserted + items
 
     def configure(self, config: TableConfig) -> bool:
         """Give the table of that name the learner's options, made if need be; returns whether it was rebuilt.
@@ -257,7 +268,7 @@ class ReplayEngine:
     def waiting(self) -> tuple[str, ...]:
         """What the shard waits for, one line each."""
         return tuple(
-            f"table {name!r}: inserts wait at the learner's limit of {table.insert_limit} items ({table.inserted} in)"
+            f"table {name!r}: inserts wait for the learner at {table.insert_limit} items ({table.inserted} in)"
             for name, table in self.tables.items()
             if not table.may_insert()
         )

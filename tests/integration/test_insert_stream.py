@@ -278,6 +278,23 @@ def test_the_insert_limit_holds_a_writer_back_and_lets_it_go() -> None:
             assert inserted(service.address) == 6 * STARTS
 
 
+def test_a_shard_without_a_learner_takes_what_comes_before_the_first_draw() -> None:
+    service = ReplayService("127.0.0.1:0", first_items=2 * STARTS)
+    try:
+        with inserter(service.address, max_unacked_chunks=3) as writer:
+            assert writer.put([make_chunk(mark) for mark in range(8)], timeout=1.5) == 2 + 3
+            assert inserted(service.address) == 2 * STARTS
+            said = f"table 'replay': inserts wait for the learner at {2 * STARTS} items ({2 * STARTS} in)"
+            assert said in service.waiting()
+            with learner(service.address) as client:
+                opened(client)
+                client.set_insert_limits({"replay": None})
+                assert writer.flush(WAIT)
+        assert inserted(service.address) == 5 * STARTS
+    finally:
+        service.stop(0.2)
+
+
 def test_a_port_in_use_is_named() -> None:
     with shard() as service, pytest.raises(ListenError, match=service.address):
         ReplayService(service.address)

@@ -38,7 +38,9 @@ def serve(config: ReplayConfig, shutdown: Shutdown) -> int:
     metrics = ReplayMetrics()
     metrics_server = start_metrics_server(metrics, config.metrics_port)
     try:
-        service = ReplayService(config.listen, _journal(config), metrics.calls)
+        # With a limiter, no more than what the learner lets in before its first draw.
+        first_items = config.min_items if config.samples_per_insert > 0 else None
+        service = ReplayService(config.listen, _journal(config), metrics.calls, first_items)
         log.info("replay shard is listening", address=service.address)
         metrics.probes.ready = True
         try:

@@ -33,15 +33,24 @@ class ReplayService:
         listen: HOST:PORT; port 0 = any free one.
         journal: what it holds is recovered first; closed with the service.
         calls: is told of every call.
+        first_items: how many more items each table takes until a learner has told its insert limit; None = any number.
 
     Raises:
         ListenError: the address cannot be bound.
     """
 
-    def __init__(self, listen: str, journal: Journal | None = None, calls: CallObserver | None = None) -> None:
+    def __init__(
+        self,
+        listen: str,
+        journal: Journal | None = None,
+        calls: CallObserver | None = None,
+        first_items: int | None = None,
+    ) -> None:
         self._engine = ReplayEngine()
         self._journal = journal
         self._endpoint = ReplayEndpoint(self._engine, journal=journal)
+        if first_items is not None:
+            self._engine.hold_inserts(first_items)
         self._thread = EngineThread(self._engine)
         self._io = io_thread()
         self._stopped = False

@@ -232,6 +232,18 @@ def test_a_shard_without_experience_changes_over_to_any_run(table_config: MakeCo
     assert (engine.run_id, engine.tables) == ("new", {})
 
 
+def test_a_table_takes_so_many_items_until_a_learner_has_told_a_limit(
+    table_config: MakeConfig, make_chunk: MakeChunk
+) -> None:
+    engine = ReplayEngine()
+    before = engine.create_or_match(table_config())
+    engine.insert_once(ACTOR, 1, "replay", make_chunk())
+    engine.hold_inserts(6)
+    assert before.insert_limit == before.inserted + 6, "what is held already, from a journal, does not count"
+    engine.clear()
+    assert engine.create_or_match(table_config()).insert_limit == 6
+
+
 def test_info_says_what_is_held_and_what_waits(table_config: MakeConfig, make_chunk: MakeChunk) -> None:
     engine = ReplayEngine()
     engine.adopt_run("run")
@@ -240,7 +252,7 @@ def test_info_says_what_is_held_and_what_waits(table_config: MakeConfig, make_ch
     engine.insert_once(ACTOR, 1, "replay", make_chunk())
     info = engine.info()
     assert (info.run_id, info.learner_epoch) == ("run", 0)
-    assert info.waiting == ("table 'replay': inserts wait at the learner's limit of 4 items (4 in)",)
+    assert info.waiting == ("table 'replay': inserts wait for the learner at 4 items (4 in)",)
     (held,) = info.tables
     assert held.totals == table.totals()
     assert (held.pages_used, held.num_pages, held.insert_limit) == (1, 75, 4)

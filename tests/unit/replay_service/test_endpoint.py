@@ -116,7 +116,7 @@ def test_a_message_stops_at_the_limit_and_goes_on_where_it_stopped() -> None:
     assert stream.has_pending
     assert stream.advance() is None
     assert endpoint.waiting() == [
-        "table 'replay': inserts wait at the learner's limit of 3 items (4 in)",
+        "table 'replay': inserts wait for the learner at 3 items (4 in)",
         "1 insert streams hold chunks back",
     ]
     limit(sampler, 5)
