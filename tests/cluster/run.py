@@ -36,8 +36,8 @@ from scene import Scene  # noqa: E402
 
 from benchmarks.record import make_record, write_record  # noqa: E402
 
-#: Build targets that the CPU profile needs; the learner runs the actor's image.
-TARGETS = ("replay", "actor")
+#: Part -> build targets that it needs. In the CPU profile the learner runs the actor's image.
+TARGETS = {"run": ("replay", "actor"), "gpu": ("replay", "actor", "learner"), "fleet": ("replay", "actor")}
 
 Step = Callable[[Scene], dict[str, Any]]
 
@@ -65,7 +65,7 @@ PARTS: dict[str, list[Step]] = {
         ending.resumes_after_reinstall,
         ending.cleaned_up,
     ],
-    "gpu": [gpu.learner_is_pinned, gpu.second_learner_stays_pending, gpu.cleaned_up],
+    "gpu": [gpu.learner_is_pinned, gpu.learner_starts, gpu.second_learner_stays_pending, gpu.cleaned_up],
     "fleet": [fleet.installed, fleet.scaled, fleet.upgraded, fleet.cleaned_up],
 }
 #: Part -> its result's name.
@@ -111,10 +111,10 @@ def take_all(steps: Sequence[Step], scene: Scene) -> list[Outcome]:
     return outcomes
 
 
-def make_images(command: str, registry: str, tag: str) -> list[Outcome]:
+def make_images(command: str, registry: str, tag: str, parts: Sequence[str]) -> list[Outcome]:
     """Run the caller's command for each image: it builds a target and brings it to the cluster's nodes."""
     outcomes = []
-    for target in TARGETS:
+    for target in dict.fromkeys(target for part in parts for target in TARGETS[part]):
         image = f"{registry}/apex-{target}:{tag}" if registry else f"apex-{target}:{tag}"
         started = time.monotonic()
         done = subprocess.run(["bash", "-c", command.format(target=target, image=image)], cwd=ROOT, check=False)
@@ -199,7 +199,7 @@ def main() -> int:
     scene = scene_of(options)
     images: list[Outcome] = []
     if options.image_command and not options.only:
-        images = make_images(options.image_command, options.registry, options.tag)
+        images = make_images(options.image_command, options.registry, options.tag, options.parts)
     outcomes = list(images)
     for part in options.parts if all(outcome.result == "PASS" for outcome in images) else ():
         done = take_all([step for step in PARTS[part] if not options.only or step.__name__ in options.only], scene)

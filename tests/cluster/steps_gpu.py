@@ -1,18 +1,19 @@
 """One node offers a GPU: the learner is there, and nothing else where others have room.
 
-Needs a node with the resource nvidia.com/gpu and one without. What the device plugin hands out is not looked at: on a
-node that only claims to have a GPU the learner's container ends, and where it was put is the answer all the same.
+Needs a node with the resource nvidia.com/gpu and one without. On a node that only claims to have a GPU the learner ends
+and says so; where it was put is the answer all the same.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from cluster import Manifest, NotHere, StepFailed, until
-from release import Release
+from cluster import Manifest, NotHere, StepFailed, is_ready, until
+from release import READY_SECONDS, Release, restarts
 from scene import Scene
 
 RESOURCE = "nvidia.com/gpu"
+EXIT_CONFIG, NO_DEVICE = 2, "torch finds no CUDA device"
 _WORKLOADS = ("replay", "actor", "evaluator", "learner")
 
 
@@ -28,6 +29,25 @@ def learner_is_pinned(scene: Scene) -> dict[str, Any]:
     if where["learner"] not in having or any(where[c] not in without for c in _WORKLOADS if c != "learner"):
         raise StepFailed(f"GPU nodes: {having}; pods are on {where}")
     return {"gpu_nodes": len(having), "other_nodes": len(without), "nodes": where}
+
+
+def learner_starts(scene: Scene) -> dict[str, Any]:
+    """The learner's own image runs: it becomes ready, or says that torch finds no device behind the node's claim."""
+    release = release_for_gpu(scene)
+
+    def probe() -> str | None:
+        (pod,) = release.pods("learner")
+        if is_ready(pod):
+            return "ready"
+        ended = restarts(pod)
+        if not ended:
+            return None
+        log = release.log(pod["metadata"]["name"], "--previous")
+        if ended[0]["exitCode"] != EXIT_CONFIG or NO_DEVICE not in log:
+            raise StepFailed(f"the learner ended with exit code {ended[0]['exitCode']}: {log[-1000:]}")
+        return f"exit code {EXIT_CONFIG}: {NO_DEVICE}"
+
+    return {"learner": until("the learner to be ready or to end", probe, READY_SECONDS)}
 
 
 def second_learner_stays_pending(scene: Scene) -> dict[str, Any]:
