@@ -45,6 +45,8 @@ COMMON = {
     "size": "Of each volume",
     "labels": "Labels of the object",
     "interval": "Between two scrapes",
+    "minReplicas": "Never fewer",
+    "maxReplicas": "Never more",
 }
 _KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z][A-Za-z0-9]*):(?P<rest>.*)$")
 _MARKERS = ("<!-- values -->", "<!-- /values -->")

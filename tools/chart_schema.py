@@ -120,6 +120,14 @@ def values_schema() -> Schema:
             "actor": component(
                 replicas=integer(0, 10_000),
                 replicasPolicy=one_of("initial", "managed", "external"),
+                autoscaling=closed(
+                    (),
+                    enabled=SWITCH,
+                    minReplicas=integer(1, 10_000),
+                    maxReplicas=integer(1, 10_000),
+                    ratio={"type": "number", "exclusiveMinimum": 0},
+                    prometheus={"type": "string", "pattern": "^https?://"},
+                ),
                 spot=one_of("none", "gke", "eks", "aks", "karpenter"),
                 image=image(),
                 maxUnavailable=share_or_number,

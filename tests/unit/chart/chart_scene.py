@@ -29,6 +29,7 @@ SCENARIOS = {
 HELM_OPTIONS = (
     *("--kube-version", "1.33.0"),
     *("--api-versions", "monitoring.coreos.com/v1", "--api-versions", "cert-manager.io/v1"),
+    *("--api-versions", "keda.sh/v1alpha1"),
 )
 
 COMPONENT = "app.kubernetes.io/component"

@@ -167,6 +167,18 @@ def test_an_autoscaler_is_left_the_number_of_actors() -> None:
     assert one(MANIFESTS["paper"], "Deployment", "apex-actor")["spec"]["replicas"] == 360
 
 
+def test_an_autoscaler_holds_the_ratio_of_this_release() -> None:
+    scaled = one(MANIFESTS["full"], "ScaledObject", "pong-actor")["spec"]
+    assert scaled["scaleTargetRef"] == {"name": "pong-actor"}
+    assert "replicas" not in one(MANIFESTS["full"], "Deployment", "pong-actor")["spec"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (8, 400)
+    (trigger,) = scaled["triggers"]
+    assert trigger["metadata"]["threshold"] == "0.78"
+    rules = (CHART / "rules" / "apex.rules.yaml").read_text(encoding="utf-8")
+    assert f"record: {trigger['metadata']['query'].partition('{')[0]}\n" in rules
+    assert trigger["metadata"]["query"].endswith('{namespace="lab",apex_release="apex"}')
+
+
 def test_volumes_outlive_the_release_unless_told_otherwise() -> None:
     claim = one(MANIFESTS["default"], "PersistentVolumeClaim", "apex-learner")
     assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
@@ -212,8 +224,8 @@ def test_manifests_are_valid_kubernetes(version: str, tmp_path: Path) -> None:
     # Between them they have every object and every option.
     for scenario in ("full", "mtls", "least"):
         text = (GOLDEN / f"{scenario}.yaml").read_text(encoding="utf-8")
-        # Kinds of the Prometheus operator and of cert-manager are not Kubernetes' own.
-        foreign = ("apiVersion: monitoring.coreos.com", "apiVersion: cert-manager.io")
+        # Kinds of the Prometheus operator, of cert-manager and of KEDA are not Kubernetes' own.
+        foreign = ("apiVersion: monitoring.coreos.com", "apiVersion: cert-manager.io", "apiVersion: keda.sh")
         own = [part for part in text.split("\n---\n") if not part.lstrip("-\n").startswith(foreign)]
         files.append(tmp_path / f"{scenario}.yaml")
         files[-1].write_text("\n---\n".join(own), encoding="utf-8")

@@ -35,6 +35,13 @@ def test_lint_is_content() -> None:
         ("actor.replicas=many", "want integer"),
         ("actor.replicas=-1", "at '/actor/replicas'"),
         ("actor.replicasPolicy=never", "'initial', 'managed', 'external'"),
+        ("actor.autoscaling.enabled=true", "set that to external"),
+        ("actor.autoscaling.enabled=true,actor.replicasPolicy=external", "config.set.replay.samples_per_insert=0"),
+        (
+            "actor.autoscaling.enabled=true,actor.replicasPolicy=external,actor.autoscaling.maxReplicas=1",
+            "must be at least minReplicas, 2",
+        ),
+        ("actor.autoscaling.ratio=0", "at '/actor/autoscaling/ratio'"),
         ("actor.spot=gcp", "'none', 'gke', 'eks', 'aks', 'karpenter'"),
         ("actor.maxUnavailable=quarter", "does not match pattern"),
         ("actor.image.digest=abc", "does not match pattern"),
@@ -74,6 +81,13 @@ def test_a_cluster_without_cert_manager_is_told() -> None:
     done = helm("template", "apex", str(CHART), "--kube-version", "1.33.0", *values)
     assert done.returncode != 0
     assert "the cluster has no cert-manager.io/v1" in done.stderr
+
+
+def test_a_cluster_without_keda_is_told() -> None:
+    values = "actor.autoscaling.enabled=true,actor.replicasPolicy=external,config.set.replay.samples_per_insert=0"
+    done = helm("template", "apex", str(CHART), "--kube-version", "1.33.0", "--set", values)
+    assert done.returncode != 0
+    assert "the cluster has no keda.sh/v1alpha1" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["podMonitor", "rules"])

@@ -16,6 +16,7 @@
 {{- if and .Values.replay.persistence.enabled (ne (dig "replay" "remover" "fifo" (include "apex.configData" . | fromJson)) "fifo") -}}
 {{- fail "replay.persistence.enabled is true, must be false with the experiment's replay.remover prioritized: a journal gives back only what left first in, first out" -}}
 {{- end -}}
+{{- include "apex.validateAutoscaling" . -}}
 {{- $operator := .Capabilities.APIVersions.Has "monitoring.coreos.com/v1" -}}
 {{- range $name := list "podMonitor" "rules" -}}
 {{- if and (get $.Values.monitoring $name).enabled (not $operator) -}}
@@ -63,6 +64,24 @@
 {{- end -}}
 {{- if not (regexMatch "^[A-Za-z0-9_][A-Za-z0-9_.-]*$" (include "apex.run" .)) -}}
 {{- fail (printf "the run's name is %q, must be of letters, digits, '_', '-' and '.': set learner.run" (include "apex.run" .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "apex.validateAutoscaling" -}}
+{{- $autoscaling := .Values.actor.autoscaling -}}
+{{- if $autoscaling.enabled -}}
+{{- if ne .Values.actor.replicasPolicy "external" -}}
+{{- fail (printf "actor.autoscaling.enabled is true, and actor.replicasPolicy %s: set that to external, or upgrades and the autoscaler would take turns" .Values.actor.replicasPolicy) -}}
+{{- end -}}
+{{- if lt (int $autoscaling.maxReplicas) (int $autoscaling.minReplicas) -}}
+{{- fail (printf "actor.autoscaling.maxReplicas is %d, must be at least minReplicas, %d" (int $autoscaling.maxReplicas) (int $autoscaling.minReplicas)) -}}
+{{- end -}}
+{{- if gt (dig "replay" "samples_per_insert" 0 (include "apex.configData" . | fromJson) | float64) 0.0 -}}
+{{- fail "actor.autoscaling.enabled is true, but the experiment's limiter holds the ratio already: --set config.set.replay.samples_per_insert=0, or no autoscaling" -}}
+{{- end -}}
+{{- if not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1") -}}
+{{- fail "actor.autoscaling.enabled is true, but the cluster has no keda.sh/v1alpha1: install KEDA, or set it to false. Without a cluster: helm template --api-versions keda.sh/v1alpha1" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
