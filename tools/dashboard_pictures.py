@@ -161,7 +161,7 @@ def main() -> int:
     parser.add_argument("--release", default="apex", help="its name (%(default)s)")
     parser.add_argument("--minutes", type=float, default=30.0, help="how far back (%(default)s)")
     parser.add_argument("--end", type=float, default=0.0, help="last second, as Unix time; 0 = now")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     ask = range_query(options.prometheus, options.end or time.time(), 60 * options.minutes)
     for name in options.dashboards:
         dashboard = json.loads((DASHBOARDS / f"{name}.json").read_text(encoding="utf-8"))

@@ -80,6 +80,10 @@ class ServiceMetrics:
         summary: Summary = self._make(name, Kind.SUMMARY)
         return summary
 
+    def follow_from(self, counter: Counter, total: float) -> None:
+        """Let :meth:`follow` count what comes above ``total``: the part of former processes, which have counted it."""
+        self._totals[id(counter), ()] = total
+
     def follow(self, counter: Counter, total: float, *labels: str) -> None:
         """Bring ``counter`` up to a running total kept elsewhere; a lower one than before is a total begun anew."""
         key = (id(counter), labels)

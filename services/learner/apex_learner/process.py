@@ -7,7 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,6 +36,9 @@ from apexrl.transport.handshake import Handshake
 from apexrl.transport.info_client import UnreachableError, fetch_info
 from apexrl.transport.sample_client import LearnerIdentity
 from apexrl.types import TableTotals
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
 
 log = get_logger(__name__)
 
@@ -134,6 +137,8 @@ class LearnerProcess:
         self._waiting = Waiting(log)
         self._published = self._saved = self._logged = self._reported = 0.0
         self._finished = False
+        for counter, total in self._totals_of_the_run():
+            metrics.follow_from(counter, total)
         metrics.epoch.set(self._epoch)
         metrics.active.set(1)
         metrics.min_replay_transitions.set(config.replay.min_items)
@@ -312,11 +317,19 @@ class LearnerProcess:
             "nonfinite_updates": self._trainer.counters.nonfinite_updates,
         }
 
+    def _totals_of_the_run(self) -> tuple[tuple[Counter, int], ...]:
+        """What the learners of this run have done, of which metrics count this one's part."""
+        metrics, trainer = self._metrics, self._trainer
+        return (
+            (metrics.steps, trainer.state.step),
+            (metrics.transitions, trainer.state.step * self._config.learner.batch_size),
+            (metrics.nonfinite, trainer.counters.nonfinite_updates),
+        )
+
     def _export(self) -> None:
         metrics, trainer = self._metrics, self._trainer
-        metrics.follow(metrics.steps, trainer.state.step)
-        metrics.follow(metrics.transitions, trainer.state.step * self._config.learner.batch_size)
-        metrics.follow(metrics.nonfinite, trainer.counters.nonfinite_updates)
+        for counter, total in self._totals_of_the_run():
+            metrics.follow(counter, total)
         metrics.follow(metrics.phase_seconds, self._rates.total_wait_seconds, "batch_wait")
         metrics.follow(metrics.phase_seconds, self._rates.total_update_seconds, "update")
         metrics.prefetch_batches.set(self._sampling.num_ready)

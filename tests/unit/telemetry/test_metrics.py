@@ -108,3 +108,13 @@ def test_a_table_is_exported_with_counters_that_follow_its_totals() -> None:
     assert value(metrics, "apex_replay_priority_updates_total", table="replay", result="stale") == 1
     observe(6)  # the table was cleared and counts from 0 again
     assert value(metrics, "apex_replay_inserts_total", table="replay") == 20
+
+
+def test_a_counter_leaves_out_what_former_processes_have_counted() -> None:
+    """Else a rate would take the whole run for the work of the first seconds after a resume."""
+    metrics = LearnerMetrics()
+    metrics.follow_from(metrics.steps, 5000)
+    metrics.follow(metrics.steps, 5000)
+    assert metrics.registry.get_sample_value("apex_learner_steps_total") == 0.0
+    metrics.follow(metrics.steps, 5007)
+    assert metrics.registry.get_sample_value("apex_learner_steps_total") == 7.0
