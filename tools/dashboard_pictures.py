@@ -102,8 +102,8 @@ def range_query(address: str, end: float, seconds: float) -> Query:
 def draw(dashboard: dict[str, Any], ask: Query, namespace: str, release: str) -> Figure:
     """All panels of a dashboard in their places."""
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
-    figure = Figure(figsize=(COLUMNS * COLUMN_INCHES, height * ROW_INCHES + 0.5))
-    whole = height * ROW_INCHES + 0.5
+    figure = Figure(figsize=(COLUMNS * COLUMN_INCHES, height * ROW_INCHES + 0.8))
+    whole = height * ROW_INCHES + 0.8
     figure.text(0.01, 1 - 0.25 / whole, dashboard["title"], fontsize=13, weight="bold", va="center")
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
