@@ -23,7 +23,7 @@ from apexrl.algorithms.captured_step import CapturedStep
 from apexrl.algorithms.tables import n_step_table
 from apexrl.config import ConfigError, ExperimentConfig, require, shared
 from apexrl.env_types import DiscreteActions, EnvSpec
-from apexrl.networks.q_networks import NetworkConfig, QNetwork, make_q_network
+from apexrl.networks.q_networks import GreedyActions, NetworkConfig, QNetwork, make_q_network
 from apexrl.ops.batch_parallel import BatchParallel
 from apexrl.ops.exploration import epsilon_greedy
 from apexrl.ops.frames import stack_frames
@@ -180,6 +180,10 @@ class ApexDQN:
         actions = epsilon_greedy(q, epsilons, generator)
         scratch = {"q_action": q[np.arange(len(q)), actions], "q_max": q.max(axis=1)}
         return ActorOutput(actions, {}, {}, scratch, core_state)
+
+    def greedy_policy(self, networks: nn.Module) -> nn.Module:
+        """Actions [B] int64 of the highest value."""
+        return GreedyActions(networks)
 
     def initial_priorities(self, windows: ItemWindows) -> npt.NDArray[np.float32]:
         """|R + G max Q(s_last, .) - Q(s, a)| [I] with the actor's own network in both roles (Ape-X, algorithm 1)."""

@@ -96,6 +96,13 @@ class Algorithm(Protocol):
         """
         ...
 
+    def greedy_policy(self, networks: nn.Module) -> nn.Module:
+        """What :meth:`act` does without exploration, as a module: stacked observations [B, ...] -> actions [B, ...].
+
+        It shares its parameters with ``networks``, and is what ``apex export`` writes.
+        """
+        ...
+
     def initial_priorities(self, windows: ItemWindows) -> npt.NDArray[np.float32]:
         """Raw priorities [I], finite and >= 0, from what :meth:`act` left in ``scratch``."""
         ...

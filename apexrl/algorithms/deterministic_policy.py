@@ -229,6 +229,11 @@ class DeterministicPolicyAlgorithm:
                 scratch = {"critic_taken": taken, "critic_policy": best}
         return ActorOutput(actions, {}, {}, scratch, core_state)
 
+    def greedy_policy(self, networks: nn.Module) -> nn.Module:
+        """The policy without its critic."""
+        assert isinstance(networks, ActorCritic)
+        return networks.policy
+
     def initial_priorities(self, windows: ItemWindows) -> npt.NDArray[np.float32]:
         """Priorities [I] with the actor's own networks in all roles (Ape-X, algorithm 1); 1 where nobody reads them."""
         if not self._estimates:

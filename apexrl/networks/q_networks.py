@@ -106,6 +106,17 @@ class QNetwork(nn.Module):
         return self.values(self.prepare(observations))
 
 
+class GreedyActions(nn.Module):
+    """Stacked observations [B, *network_input_shape] -> the actions [B] int64 that a network of values ranks first."""
+
+    def __init__(self, values: nn.Module) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return self.values(observations).argmax(dim=1)  # type: ignore[no-any-return]
+
+
 def make_q_network(config: NetworkConfig, spec: EnvSpec, stack: int) -> QNetwork:
     """The network that ``config`` describes for an environment's observations, stacked ``stack`` times.
 

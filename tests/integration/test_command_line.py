@@ -54,6 +54,26 @@ def test_record_writes_a_video_of_an_episode(run: Path, tmp_path: Path) -> None:
     assert "must end in .mp4 or .gif" in refused.stderr
 
 
+def test_export_writes_a_policy_that_torch_alone_can_run(run: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.pt2"
+    done = apex("export", str(run), "--output", str(policy))
+    assert done.returncode == 0, done.stderr
+    assert "observations float32 [B, 50]" in done.stdout
+    assert "numbers of actions, from 0 to 2" in done.stdout
+    program = (
+        "import sys, torch\n"
+        "actions = torch.export.load(sys.argv[1]).module()(torch.zeros(3, 50))\n"
+        "assert 'apexrl' not in sys.modules\n"
+        "print(actions.dtype, tuple(actions.shape))"
+    )
+    used = subprocess.run([sys.executable, "-c", program, str(policy)], capture_output=True, text=True, check=False)
+    assert used.returncode == 0, used.stderr
+    assert used.stdout.split("\n")[0] == "torch.int64 (3,)"
+    refused = apex("export", str(run), "--output", str(tmp_path / "policy.onnx"))
+    assert refused.returncode == 2
+    assert "must end in .pt2" in refused.stderr
+
+
 def test_inspect_shows_configuration_and_memory() -> None:
     shown = apex("inspect", "config", CATCH, "--learner.batch-size", "48")
     assert shown.returncode == 0, shown.stderr

@@ -21,6 +21,7 @@ usage: apex COMMAND [arguments]
   train CONFIG            train on this machine; the same command resumes
   evaluate RUN            play greedy episodes from a checkpoint, print the return and its spread
   record RUN              write a video of an episode
+  export RUN              write the greedy policy as a file that torch alone can run
   status [ADDRESS...]     how a run stands, as its learner and shards say: learner, replay, fleet, what is waited for
   simulate CONFIG         load learner and shards with synthetic actors, print what each process needs
   bench                   measure this machine with the project's benchmarks
@@ -53,6 +54,12 @@ def _record(arguments: Sequence[str], shutdown: Shutdown) -> int:
     from apex_cli.play import RecordArguments, record_run
 
     return record_run(_parse(RecordArguments, arguments, "apex record", closed=True)[0], shutdown)
+
+
+def _export(arguments: Sequence[str], shutdown: Shutdown) -> int:
+    from apex_cli.export import ExportArguments, export_run
+
+    return export_run(_parse(ExportArguments, arguments, "apex export", closed=True)[0])
 
 
 def _status(arguments: Sequence[str], shutdown: Shutdown) -> int:
@@ -106,6 +113,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train",): _train,
     ("evaluate",): _evaluate,
     ("record",): _record,
+    ("export",): _export,
     ("status",): _status,
     ("simulate",): _simulate,
     ("bench",): _bench,
