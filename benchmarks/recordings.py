@@ -1,6 +1,7 @@
-"""Real Atari steps for the measurements of the replay's data path: the same ones for ours and for every peer.
+"""Real steps for the measurements of the replay's data path: the same ones for ours and for every peer.
 
-Games are played at random, and by a trained policy where a run of the game is given. A recording keeps rows, not
+Atari games are played at random, and by a trained policy where a run of the game is given; another environment is
+played at random. A recording keeps rows, not
 chunks, so that ours pays for building them as an actor does, and peers get the single frames that their writers take.
 """
 
@@ -140,6 +141,18 @@ def rows_of(signature: Signature, chunks: Sequence[Chunk], lanes: int) -> dict[s
     return rows
 
 
+def record_own(config: ExperimentConfig[Any], *, lanes: int, steps: int) -> Recording:
+    """Random play of the configuration's own environment."""
+    algorithm = make_algorithm(config, env_spec(config.env))
+    rows, scratch = record(config, algorithm, algorithm.make_networks(), lanes=lanes, steps=steps, epsilon=1.0)
+    return Recording(rows, scratch, (f"{config.env.id}, random",) * lanes)
+
+
+def is_atari(config: ExperimentConfig[Any]) -> bool:
+    """Whether :func:`record_games` can play it."""
+    return config.env.id.partition("/")[0] == "atari"
+
+
 def record_games(
     config: ExperimentConfig[Any], runs: Sequence[Path] = (), *, games: Sequence[str] = GAMES, lanes: int, steps: int
 ) -> Recording:
@@ -148,8 +161,7 @@ def record_games(
     Raises:
         ConfigError: ``config`` is not of an Atari game, or a run's play has other columns than ``config``'s.
     """
-    suite = config.env.id.partition("/")[0]
-    if suite != "atari":
+    if not is_atari(config):
         raise ConfigError(f"env.id is {config.env.id!r}, must be an Atari game (atari/...) for this benchmark")
     parts, plays = [], []
     for game in games:

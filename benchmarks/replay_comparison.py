@@ -22,7 +22,16 @@ from apexrl.telemetry.logging import configure_logging
 from apexrl.types import Chunk
 from benchmarks.learner_scene import own_overrides
 from benchmarks.options import load, parser
-from benchmarks.recordings import GAMES, Recording, build_chunks, item_priorities, record_games, save
+from benchmarks.recordings import (
+    GAMES,
+    Recording,
+    build_chunks,
+    is_atari,
+    item_priorities,
+    record_games,
+    record_own,
+    save,
+)
 from benchmarks.replay_scene import LAYOUTS, System, median, ours, reverb
 from benchmarks.windows import Window, interleave, ratios
 
@@ -81,19 +90,23 @@ def stage(
     """
     configure_logging("benchmark", log_format="console", level="ERROR")
     configure_torch(1)
-    lanes = options.lanes * (len(GAMES) + len(options.trained))
+    atari = is_atari(load(options.config, overrides))
+    plays = len(GAMES) + len(options.trained) if atari else 1
     own = {
         "replay.capacity-items": capacity,
         "replay.min-items": max(options.items, BATCH_SIZE),
         "replay.samples-per-insert": samples_per_insert,
         "learner.batch-size": BATCH_SIZE,
-        "actor.lanes": lanes,
+        "actor.lanes": options.lanes * plays,
     }
     arguments = [argument for name, value in own.items() for argument in (f"--{name}", str(value))]
     config = load(options.config, overrides, [*own_overrides(), *arguments])
     algorithm = make_algorithm(config, env_spec(config.env))
     (table,) = algorithm.tables()
-    recording = record_games(config, options.trained, lanes=options.lanes, steps=options.steps)
+    if atari:
+        recording = record_games(config, options.trained, lanes=options.lanes, steps=options.steps)
+    else:
+        recording = record_own(config, lanes=options.lanes, steps=options.steps)
     chunks = build_chunks(recording, table, algorithm)
     with tempfile.TemporaryDirectory(prefix="apex-replay-") as directory:
         made = Stage(config, algorithm, table, recording, chunks, Path(directory))

@@ -6,6 +6,7 @@ The four benchmarks of the replay's data path share this: who runs, and what a w
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,22 @@ def ours(
         yield system
 
 
+def reverb_form(table: TableConfig) -> str:
+    """What the peer must know of a table's rows, as its worker's ``Form`` in JSON."""
+    signature = table.signature
+    frame, action = signature.column("observation"), signature.column("action")
+    return json.dumps(
+        {
+            "stack": signature.stack,
+            "n_steps": signature.geometry.tail,
+            "frame": list(frame.shape),
+            "frame_dtype": frame.dtype,
+            "action": list(action.shape),
+            "action_dtype": action.dtype,
+        }
+    )
+
+
 @contextlib.contextmanager
 def reverb(
     layout: str,
@@ -182,8 +199,7 @@ def reverb(
     batch_size: int,
 ) -> Iterator[System]:
     """dm-reverb in one of its layouts, with a table of the same capacity, limiter and content."""
-    signature = table.signature
-    form = [str(signature.stack), str(signature.geometry.tail)]
+    form = reverb_form(table)
     (port,) = free_ports(1)
     python, script = peer_python("reverb"), ROOT / "benchmarks" / "peers" / "reverb_worker.py"
     with contextlib.ExitStack() as stack:
@@ -193,11 +209,11 @@ def reverb(
             stack.callback(process.close)
             return process
 
-        server = start("server", str(table.capacity_items), str(max(1, items)), str(samples_per_insert), *form)
+        server = start("server", str(table.capacity_items), str(max(1, items)), str(samples_per_insert), form)
         clients: dict[str, PeerProcess] = {}
         system = System(f"reverb_{layout}", pid_of(server), clients)
         for role in roles:
-            clients[role] = start(role, *([str(recording), *form] if role == "insert" else [str(batch_size)]))
+            clients[role] = start(role, *([str(recording), form] if role == "insert" else [str(batch_size)]))
             if role == "insert" and items:
                 system.fill(items)
         yield system

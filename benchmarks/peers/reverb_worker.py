@@ -1,10 +1,10 @@
 """dm-reverb as server, writer or reader: one process each, under the peer's own interpreter.
 
-    reverb_worker.py server LAYOUT PORT MAX_ITEMS MIN_ITEMS SAMPLES_PER_INSERT STACK N_STEPS
-    reverb_worker.py insert LAYOUT PORT RECORDING STACK N_STEPS
+    reverb_worker.py server LAYOUT PORT MAX_ITEMS MIN_ITEMS SAMPLES_PER_INSERT FORM
+    reverb_worker.py insert LAYOUT PORT RECORDING FORM
     reverb_worker.py sample LAYOUT PORT BATCH_SIZE
 
-A layout is how an n-step transition of stacked frames is stored:
+FORM is JSON, see :class:`Form`. A layout is how an n-step transition of stacked frames is stored:
 
 naive      one step with both stacks, as agents without frame sharing write it
 frames4    single frames in chunks of 4; an item refers to its stack - 1 + 1 + n frames, as ours does
@@ -18,11 +18,13 @@ flight, and a TrajectoryDataset that batches and prefetches.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -36,7 +38,8 @@ from benchmarks.peers.replay_work import Client, serve_client
 TABLE = "replay"
 PRIORITY_EXPONENT = 0.6
 CHUNK_LENGTHS = {"naive": 1, "frames4": 4, "frames16": 16}
-SCALARS = {"action": np.int32, "reward": np.float32, "discount": np.float32}
+#: What a step holds besides its frame.
+STEP_COLUMNS = ("action", "reward", "discount")
 #: Items that a writer may have in flight, and after how many it looks. Above 50 in all the package warns for each item;
 #: below a chunk and a window it would cut chunks short.
 ITEMS_IN_FLIGHT = 32
@@ -48,11 +51,34 @@ SLACK_ITEMS = 2_000
 SAMPLES_IN_FLIGHT = 1024
 
 
+class Form(NamedTuple):
+    """What steps and items look like."""
+
+    stack: int
+    """Frames of an observation."""
+    n_steps: int
+    frame: list[int]
+    """Shape of one frame."""
+    frame_dtype: str
+    action: list[int]
+    """Shape of an action."""
+    action_dtype: str
+
+    def step_spec(self, column: str) -> tf.TensorSpec:
+        """Shape and type of one of the step's columns."""
+        shape, dtype = (self.action, self.action_dtype) if column == "action" else ([], "float32")
+        return tf.TensorSpec(shape, tf.as_dtype(dtype))
+
+    def frames_spec(self, count: int) -> tf.TensorSpec:
+        """Shape and type of that many frames: vectors are concatenated only by who reads them."""
+        return tf.TensorSpec([count, *self.frame], tf.as_dtype(self.frame_dtype))
+
+
 class Server:
     """A table with prioritised draws and first-in-first-out removal, and the limiter that was asked for."""
 
     def __init__(
-        self, layout: str, port: str, max_items: str, min_items: str, samples_per_insert: str, stack: str, n_steps: str
+        self, layout: str, port: str, max_items: str, min_items: str, samples_per_insert: str, form: str
     ) -> None:
         ratio, least = float(samples_per_insert), int(min_items)
         if ratio > 0:
@@ -66,7 +92,7 @@ class Server:
             remover=reverb.selectors.Fifo(),
             max_size=int(max_items),
             rate_limiter=limiter,
-            signature=signature(layout, int(stack), int(n_steps)),
+            signature=signature(layout, Form(**json.loads(form))),
         )
         self._server = reverb.Server([table], port=int(port))
 
@@ -75,21 +101,22 @@ class Server:
         return 0
 
 
-def signature(layout: str, stack: int, n_steps: int) -> dict[str, tf.TensorSpec]:
+def signature(layout: str, form: Form) -> dict[str, tf.TensorSpec]:
     """Shapes and types of an item."""
-    scalars = {name: tf.TensorSpec((), dtype) for name, dtype in SCALARS.items()}
+    others = {name: form.step_spec(name) for name in STEP_COLUMNS}
     if layout == "naive":
-        stacks = tf.TensorSpec((stack, 84, 84), tf.uint8)
-        return {"observation": stacks, "next_observation": stacks, **scalars}
-    return {"frames": tf.TensorSpec((stack + n_steps, 84, 84), tf.uint8), **scalars}
+        stacks = form.frames_spec(form.stack)
+        return {"observation": stacks, "next_observation": stacks, **others}
+    return {"frames": form.frames_spec(form.stack + form.n_steps), **others}
 
 
 class Inserter:
     """Writes one item per recorded step, lane after lane, again and again."""
 
-    def __init__(self, layout: str, port: str, recording: str, stack: str, n_steps: str) -> None:
+    def __init__(self, layout: str, port: str, recording: str, form: str) -> None:
         self._naive = layout == "naive"
-        self._stack, self._n = int(stack), int(n_steps)
+        own = Form(**json.loads(form))
+        self._stack, self._n = own.stack, own.n_steps
         folder = Path(recording)
 
         def lanes_in_turn(name: str) -> np.ndarray:
@@ -97,7 +124,7 @@ class Inserter:
             return np.ascontiguousarray(values).reshape(-1, *values.shape[2:])
 
         self._frames = lanes_in_turn("rows-observation")
-        self._actions = lanes_in_turn("rows-action").astype(np.int32)
+        self._actions = lanes_in_turn("rows-action").astype(own.action_dtype)
         self._rewards = lanes_in_turn("rows-reward").astype(np.float32)
         self._discounts = lanes_in_turn("rows-continuation").astype(np.float32)
         self._priorities = lanes_in_turn("priority").tolist()
@@ -109,7 +136,7 @@ class Inserter:
         self._first = window - 1
         self._step = self._first if self._naive else 0
         columns = ("observation", "next_observation") if self._naive else ("frame",)
-        self._configure([*columns, *SCALARS], chunk, 1 if self._naive else chunk + window)
+        self._configure([*columns, *STEP_COLUMNS], chunk, 1 if self._naive else chunk + window)
 
     def _configure(self, columns: list[str], chunk: int, keep: int) -> None:
         for name in columns:
@@ -169,7 +196,7 @@ class Inserter:
         if len(history["frame"]) < self._stack + self._n:
             return 0
         trajectory = {"frames": history["frame"][-self._stack - self._n :]}
-        trajectory |= {name: history[name][-1 - self._n] for name in SCALARS}
+        trajectory |= {name: history[name][-1 - self._n] for name in STEP_COLUMNS}
         self._writer.create_item(TABLE, self._priorities[t - self._n], trajectory)
         return 1
 

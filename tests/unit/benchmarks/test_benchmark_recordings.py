@@ -97,6 +97,17 @@ def test_lanes_that_cannot_be_told_apart_are_refused(catch) -> None:  # type: ig
         recordings.rows_of(table.config.signature, chunks[:-1], LANES)
 
 
+def test_an_environment_of_vectors_is_played_at_random() -> None:
+    config = load_experiment(ROOT / "configs" / "pendulum_apex_dpg.yaml", algorithm_configs=CONFIGS)
+    recording = recordings.record_own(config, lanes=4, steps=16)
+    assert recording.play == "gymnasium/Pendulum-v1, random: 4 lanes of 16 steps"
+    assert recording.rows["observation"].shape == (16, 4, 3)
+    assert recording.rows["action"].std() > 0.5
+    algorithm = make_algorithm(config, env_spec(config.env))
+    (table,) = algorithm.tables()
+    assert len(recordings.build_chunks(recording, table, algorithm)) == 4
+
+
 def test_only_atari_games_are_recorded(catch) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=r"env\.id is"):
         recordings.record_games(catch[0], lanes=1, steps=32)

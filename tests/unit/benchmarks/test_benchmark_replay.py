@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,22 @@ class Client:
 def system_with(name: str, cpu: list[float], rates: list[float]) -> System:
     measured = [Measured({"insert": rate}, {"insert": of - 1.0}, 1.0) for of, rate in zip(cpu, rates, strict=True)]
     return System(name, 1, {}, measured)
+
+
+def test_the_peer_is_told_what_rows_look_like() -> None:
+    forms = {}
+    for name in ("pong_paper", "pendulum_apex_dpg"):
+        config = load_experiment(ROOT / "configs" / f"{name}.yaml", algorithm_configs=CONFIGS)
+        (table,) = make_algorithm(config, env_spec(config.env)).tables()
+        forms[name] = json.loads(replay_scene.reverb_form(table.config))
+    assert forms["pong_paper"] == {
+        **{"stack": 4, "n_steps": 3, "frame": [84, 84], "frame_dtype": "uint8"},
+        **{"action": [], "action_dtype": "int32"},
+    }
+    assert forms["pendulum_apex_dpg"] == {
+        **{"stack": 1, "n_steps": 5, "frame": [3], "frame_dtype": "float32"},
+        **{"action": [1], "action_dtype": "float32"},
+    }
 
 
 def test_a_window_counts_rates_and_cpu_time_of_clients_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
