@@ -261,6 +261,11 @@ class TableConfig:
             )
 
     @property
+    def reads_priorities(self) -> bool:
+        """Whether draws or removals look at priorities. Where nothing does, nobody need compute or send them."""
+        return self.selector.kind is not SelectorKind.UNIFORM or self.remover is not RemoverKind.FIFO
+
+    @property
     def num_pages(self) -> int:
         """Pages allocated at creation: the soft capacity, a tenth more, and 64 for what arrives between two trims."""
         return math.ceil(self.pages_in_use * 1.1) + 64

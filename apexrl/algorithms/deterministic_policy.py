@@ -181,10 +181,9 @@ class DeterministicPolicyAlgorithm:
         self._stack = config.env.stack
         self._context = self._stack - 1
         self._head = head
-        replay = config.replay
-        # Where neither draws nor removals look at priorities, actors need not evaluate the critic.
-        reads = replay.selector != "uniform" or replay.remover != "fifo"
-        self._estimates = reads and replay.initial_priority == "actor"
+        (table,) = self.tables()
+        # Actors need not evaluate the critic for priorities that nobody reads.
+        self._estimates = table.config.reads_priorities and config.replay.initial_priority == "actor"
         self._compare = torch.compile(self._compared, dynamic=False) if config.learner.compile else self._compared
         self._value = torch.compile(self._value_of, dynamic=False) if config.learner.compile else self._value_of
         self._parallel: BatchParallel[LossOutput] = BatchParallel(config.learner.batch_threads)

@@ -69,6 +69,13 @@ def test_traces_are_bit_stable(kind: str, tmp_path: Path) -> None:
     assert first.trace.digest() == second.trace.digest()
 
 
+@pytest.mark.parametrize(("kind", "read"), [("apex_dpg", True), ("categorical", False)])
+def test_priorities_are_sent_where_the_table_reads_them(kind: str, read: bool, tmp_path: Path) -> None:
+    system = tick(SerialSystem(load(tmp_path, kind), RUN), 60)
+    assert system.trainer.state.step > 10
+    assert (system.engine.tables["replay"].max_priority > 0.0) == read
+
+
 @pytest.mark.parametrize("kind", list(ALGORITHMS))
 def test_learner_and_replay_resume_bit_equal(kind: str, tmp_path: Path) -> None:
     config = load(tmp_path, kind)

@@ -163,6 +163,7 @@ class SerialSystem:
             for learned, priorities in self.trainer.update(batch):
                 if priorities is not None:
                     self.trace.add(priorities)
+                if priorities is not None and self._spec.config.reads_priorities:
                     update = replay_pb2.UpdatePrioritiesRequest(
                         learner=self._identity.to_proto(),
                         table=self._spec.config.name,

@@ -71,6 +71,7 @@ class Sampling:
         on_latency: Callable[[int, float], None],
     ) -> None:
         self._table = table.config.name
+        self._reads_priorities = table.config.reads_priorities
         addresses, learner = config.replay.addresses, config.learner
         slots = mirror_slots(table.config, len(addresses), learner.batch_size, learner.mirror_bytes)
         self.depth = PrefetchDepth(learner.prefetch_batches)
@@ -143,12 +144,16 @@ class Sampling:
         return self._prefetcher.next(timeout_seconds)
 
     def learned(self, batch: BatchBuffer, priorities: npt.NDArray[np.float32] | None) -> None:
-        """Give a batch's memory back and send its items' new priorities [B], if any, to their shards."""
+        """Give a batch's memory back and send its items' new priorities [B], if any, to their shards.
+
+        Where no shard reads priorities none are sent: messages beside the update slow it down.
+        """
+        if priorities is None or not self._reads_priorities:
+            self._prefetcher.release(batch)
+            return
         keys = batch.keys.copy()
         own = [batch.shards == shard for shard in range(len(self._clients))]
         self._prefetcher.release(batch)
-        if priorities is None:
-            return
         for client, rows in zip(self._clients, own, strict=True):
             client.update_priorities(self._table, keys[rows], priorities[rows])
 
