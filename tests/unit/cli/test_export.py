@@ -43,4 +43,4 @@ def test_a_program_acts_as_its_algorithm_does(name: str, tmp_path: Path) -> None
         expected = algorithm.act(networks, observations, {}, np.zeros(count), rng).actions
         actions = program(observations)
         assert f"torch.{card['actions']['dtype']}" == str(actions.dtype)
-        np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(actions, expected.astype(np.float64), rtol=0, atol=1e-6)

@@ -56,7 +56,7 @@ def test_new_priorities_go_to_the_shards_that_read_them(
     batch = BatchBuffer(table.config.signature, 4)
     batch.keys[:] = [10, 11, 12, 13]
     batch.shards[:] = [0, 1, 1, 0]
-    made.learned(batch, np.float32([1, 2, 3, 4]))
+    made.learned(batch, np.array([1, 2, 3, 4], np.float32))
     made.learned(batch, None)
     assert released == [batch, batch]
     clients: Any = made._clients
