@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apexrl.ops.categorical import atoms, cross_entropy, end_mass, entropy, expectation, project
+from apexrl.ops.categorical import (
+    add_to_neighbours,
+    atoms,
+    cross_entropy,
+    end_mass,
+    entropy,
+    expectation,
+    project,
+    weigh_by_nearness,
+)
 
 BELL = (0.1, 0.2, 0.4, 0.2, 0.1)
 ENDS = (0.5, 0.0, 0.0, 0.0, 0.5)
@@ -102,6 +111,21 @@ def test_projection_agrees_with_a_loop_and_keeps_the_mass(case: Case) -> None:
     assert found.min() >= 0.0
     single = projected(case, torch.float32)
     np.testing.assert_allclose(single.sum(dim=1), 1.0, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.booleans())
+def test_both_ways_to_share_out_mass_agree(case: Case, on_atoms: bool) -> None:
+    masses = torch.from_numpy(case.probabilities)
+    last = masses.shape[1] - 1
+    positions = torch.from_numpy(np.random.default_rng(0).uniform(-1.0, last + 1.0, masses.shape)).clamp(0.0, last)
+    positions = positions.round() if on_atoms else positions
+    added, weighed = add_to_neighbours(masses, positions), weigh_by_nearness(masses, positions)
+    np.testing.assert_allclose(added, weighed, rtol=0, atol=1e-12)
+    assert added.min() >= 0.0
+    nan = torch.full_like(positions, float("nan"))
+    assert add_to_neighbours(masses, nan).isnan().any()
+    assert weigh_by_nearness(masses, nan).isnan().any()
 
 
 @settings(max_examples=200, deadline=None)
