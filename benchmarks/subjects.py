@@ -125,6 +125,17 @@ SUBJECTS: dict[str, Subject] = {
         overrides=("--algorithm.critic.v-min", "-1", "--algorithm.critic.v-max", "0"),
         control=True,
     ),
+    "cartpole_swingup_d4pg": Subject(
+        name="cartpole_swingup_d4pg",
+        title="D4PG on cartpole-swingup of the control suite",
+        config="configs/cartpole_swingup_d4pg.yaml",
+        threshold=700.0,
+        random_return=20.0,
+        seeds=(1,),
+        frames_budget=200_000,
+        limit_seconds=5400.0,
+        evaluation_episodes=20,
+    ),
     "pong": Subject(
         name="pong_apex_dqn",
         title="Ape-X DQN on Pong, two CPU cores",
