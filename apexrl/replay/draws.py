@@ -68,3 +68,17 @@ def shares_generator(run_seed: int, table_name: str, request_number: int) -> np.
 def shard_seed(run_seed: int, shard: int) -> int:
     """The seed that a shard draws with: the run's for shard 0, far from it for the others."""
     return (run_seed + shard * 0x9E3779B97F4A7C15) % (1 << 64)
+
+
+def stratify(counts: npt.NDArray[np.uint32], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Points (k + u) / count of each batch by itself (Schaul et al. 2016, section 3.3).
+
+    ``numbers`` [sum(counts)] are the u, in [0, 1).
+    """
+    if counts.size == 1:
+        points: npt.NDArray[np.float64] = (np.arange(numbers.size) + numbers) / numbers.size
+        return points
+    sizes = counts.astype(np.int64)
+    k = np.arange(numbers.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    points = (k + numbers) / np.repeat(sizes, sizes)
+    return points

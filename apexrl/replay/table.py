@@ -17,6 +17,7 @@ import numpy.typing as npt
 from apexrl.chunk_batch import ChunkBatch
 from apexrl.replay.block_store import BlockStore
 from apexrl.replay.chunk_checks import ChunkChecker, check_priorities
+from apexrl.replay.draws import stratify
 from apexrl.replay.item_lookup import ItemLookup
 from apexrl.replay.keys import BOOT_BITS, GENERATION_MASK, PAGE_BITS, page_key
 from apexrl.replay.removers import Removal, make_remover
@@ -35,17 +36,6 @@ EVICTION_STEP_PAGES = 8
 COMPACTION_WORK = 16
 #: What a table keeps of each leaf besides its weight.
 ITEM_DTYPE = np.dtype([("priority", np.float32), ("length", np.uint16), ("prefix", np.uint16)])
-
-
-def stratify(counts: npt.NDArray[np.uint32], uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Points (k + u) / count of each batch by itself (Schaul et al. 2016, section 3.3); ``uniforms`` [sum(counts)]."""
-    if counts.size == 1:
-        points: npt.NDArray[np.float64] = (np.arange(uniforms.size) + uniforms) / uniforms.size
-        return points
-    sizes = counts.astype(np.int64)
-    k = np.arange(uniforms.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    points = (k + uniforms) / np.repeat(sizes, sizes)
-    return points
 
 
 class TableCounters(NamedTuple):
