@@ -75,8 +75,13 @@ class Shutdown:
         callback()
 
     @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT request a stop while the block runs. Only in the main thread."""
+    def on_signals(self, *, until_exit: bool = False) -> Iterator[None]:
+        """Let SIGTERM and SIGINT request a stop while the block runs. Only in the main thread.
+
+        Args:
+            until_exit: what follows the block is the process's end. If a signal asked for it, more of them are ignored
+                from then on: an echo must not turn an orderly stop into a death by signal.
+        """
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
         former_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
@@ -86,8 +91,9 @@ class Shutdown:
         try:
             yield
         finally:
+            ending = until_exit and self.reason in {number.name for number in STOP_SIGNALS}
             for number, handler in former.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if ending else handler)
             signal.set_wakeup_fd(former_fd)
             os.close(write_fd)  # ends the watcher
             watcher.join()
@@ -119,7 +125,7 @@ def run_service(service: str, body: Callable[[Shutdown], int | None]) -> int:
         exception is a bug and passes through.
     """
     shutdown = Shutdown()
-    with shutdown.on_signals():
+    with shutdown.on_signals(until_exit=True):
         try:
             return body(shutdown) or 0
         except (ConfigError, ArchitectureError) as error:

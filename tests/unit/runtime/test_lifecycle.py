@@ -59,7 +59,7 @@ def test_an_event_loop_can_wait_for_a_signal() -> None:
 
 
 SERVICE = """
-import sys, time
+import signal, sys, time
 from apexrl.runtime.lifecycle import run_service
 
 def body(shutdown):
@@ -69,7 +69,11 @@ def body(shutdown):
     if "stubborn" in sys.argv:
         time.sleep(60)
 
-sys.exit(run_service("test", body))
+code = run_service("test", body)
+if "echo" in sys.argv:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+sys.exit(code)
 """
 
 
@@ -110,6 +114,13 @@ def test_a_signal_that_comes_twice_at_once_is_one() -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "second signal" not in err
+
+
+def test_an_echo_while_the_process_ends_changes_nothing() -> None:
+    process = start("echo")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "stopping SIGTERM\n", "")
 
 
 @pytest.mark.parametrize(
