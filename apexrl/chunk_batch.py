@@ -80,6 +80,10 @@ class ChunkBatch:
             sizes=self.sizes[:, begin:end],
         )
 
+    def chosen(self, numbers: Ints) -> ChunkBatch:
+        """The chunks of these numbers, in their order; at least one."""
+        return ChunkBatch.of([self.chunk(int(number)) for number in numbers])
+
     def blocks(self, chosen: Ints) -> list[list[bytes]]:
         """[C][k] blocks of the ``chosen`` [k] chunks."""
         begins = self.first_bytes[:, chosen]

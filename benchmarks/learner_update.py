@@ -39,7 +39,7 @@ def synthetic_batch(table: TableConfig, spec: EnvSpec, batch_size: int, seed: in
     batch = BatchBuffer(signature, batch_size)
     columns = batch.as_window_batch().columns
     for name, tensor in columns.items():
-        values = tensor.numpy()
+        values = tensor.numpy()  # a view of the batch
         if name == "kind":
             values[...] = RowKind.MID
         elif name == "age":

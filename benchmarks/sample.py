@@ -31,17 +31,17 @@ COPIED_BATCHES = 16
 
 
 def copying(signature: Signature, batch_size: int) -> Callable[[], int]:
-    """Copies of all columns of a batch by one thread; each call returns its transitions."""
+    """Copies of all records of a batch by one thread; each call returns its transitions."""
     buffers = [BatchBuffer(signature, batch_size) for _ in range(COPIED_BATCHES)]
     for number, buffer in enumerate(buffers):
-        for raw in buffer.raw.values():
-            raw.fill(1 + number)  # Memory that was never written to is one page of zeros.
+        for records in buffer.memory.tensors:
+            records.fill_(1 + number)  # Memory that was never written to is one page of zeros.
     pairs = itertools.cycle(zip(buffers, buffers[COPIED_BATCHES // 2 :] + buffers, strict=False))
 
     def copy() -> int:
         source, target = next(pairs)
-        for name, raw in source.raw.items():
-            np.copyto(target.raw[name], raw)
+        np.copyto(target.memory.steps.numpy(), source.memory.steps.numpy())
+        np.copyto(target.memory.items.numpy(), source.memory.items.numpy())
         return batch_size
 
     return copy

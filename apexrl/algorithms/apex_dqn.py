@@ -245,7 +245,7 @@ class ApexDQN:
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         nonfinite = ~(output.loss.isfinite() & grad_norm.isfinite())
         guarded_step(optimizer, grad_scale=clip_scale(grad_norm, self._config.max_grad_norm), skip=nonfinite)
-        return UpdateOutput(output.td_errors.abs(), self._metrics(output, batch, grad_norm, nonfinite))
+        return UpdateOutput.of(output.td_errors.abs(), self._metrics(output, batch, grad_norm, nonfinite))
 
     def transitions(self, batch: WindowBatch) -> Transitions:
         """Cut n-step transitions out of windows; stacks are those that the actor saw."""

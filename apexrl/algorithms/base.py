@@ -45,6 +45,14 @@ class UpdateOutput(NamedTuple):
     """[B] f32 new raw priorities."""
     metrics: dict[str, torch.Tensor]
     """Scalars: at least ``loss``, ``grad_norm`` and ``nonfinite`` (1 if the update was skipped)."""
+    report: torch.Tensor
+    """[B + 1] f32: ``priorities`` and ``nonfinite``, in one piece for the host to read."""
+
+    @classmethod
+    def of(cls, priorities: torch.Tensor, metrics: dict[str, torch.Tensor]) -> UpdateOutput:
+        """An output whose ``priorities`` and ``nonfinite`` are parts of its report."""
+        report = torch.cat([priorities.to(torch.float32), metrics["nonfinite"].to(torch.float32).reshape(1)])
+        return cls(report[:-1], metrics | {"nonfinite": report[-1]}, report)
 
 
 @dataclass

@@ -28,10 +28,22 @@ class _Capture:
     """A graph, and the memory that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    addresses: tuple[int, ...]
-    """Of the learner state's tensors when the graph was captured."""
+    parts: list[object]
+    """Of the learner state: its modules, and what its optimisers keep."""
+    tensors: list[torch.Tensor]
+    """All that they hold."""
+    addresses: list[int]
+    """Of the tensors when the graph was captured."""
     inputs: list[torch.Tensor]
     output: UpdateOutput
+
+    def is_good_for(self, state: LearnerState, inputs: list[torch.Tensor]) -> bool:
+        """Whether everything lies where it did. Parameters may be moved, but not become others of their module."""
+        return (
+            all(mine is other for mine, other in zip(self.parts, _parts(state), strict=True))
+            and [tensor.data_ptr() for tensor in self.tensors] == self.addresses
+            and all(mine.shape == other.shape for mine, other in zip(self.inputs, inputs, strict=True))
+        )
 
 
 class CapturedStep:
@@ -56,7 +68,7 @@ class CapturedStep:
             return self._step(state, batch, *more)
         inputs = [*batch.tensors(), *more]
         capture = self._capture
-        if capture is None or capture.addresses != _addresses(state) or _shapes(capture.inputs) != _shapes(inputs):
+        if capture is None or not capture.is_good_for(state, inputs):
             if capture is not None:  # another state or another kind of batch: begin anew
                 self._capture, self._warm = None, 0
             if self._warm < WARM_UP_UPDATES:
@@ -78,7 +90,9 @@ class CapturedStep:
             torch.cuda.graph(graph, capture_error_mode="thread_local"),
         ):
             output = self._step(state, own, *own_more)
-        return _Capture(graph, _addresses(state), [*own.tensors(), *own_more], output)
+        tensors = _tensors(state)
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        return _Capture(graph, _parts(state), tensors, addresses, [*own.tensors(), *own_more], output)
 
 
 @contextlib.contextmanager
@@ -110,12 +124,12 @@ def _capturable(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
             group["capturable"] = value
 
 
-def _shapes(tensors: list[torch.Tensor]) -> list[torch.Size]:
-    return [tensor.shape for tensor in tensors]
+def _parts(state: LearnerState) -> list[object]:
+    return [*state.modules.values(), *(optimizer.state for optimizer in state.optimizers.values())]
 
 
-def _addresses(state: LearnerState) -> tuple[int, ...]:
-    """Where everything lies that a step changes: a graph is good for these places alone."""
+def _tensors(state: LearnerState) -> list[torch.Tensor]:
+    """Everything that a step changes: a graph is good for the places of these alone."""
     parameters = [p for module in state.modules.values() for p in module.parameters()]
     moments = [
         value
@@ -124,4 +138,4 @@ def _addresses(state: LearnerState) -> tuple[int, ...]:
         for value in own.values()
         if isinstance(value, torch.Tensor)
     ]
-    return tuple(tensor.data_ptr() for tensor in (*parameters, *moments))
+    return [*parameters, *moments]

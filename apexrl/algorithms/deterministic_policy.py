@@ -316,7 +316,7 @@ class DeterministicPolicyAlgorithm:
         nonfinite = ~(output.loss.isfinite() & norms["policy"].isfinite() & norms["critic"].isfinite())
         for name, optimizer in state.optimizers.items():
             guarded_step(optimizer, grad_scale=clip_scale(norms[name], self._section.max_grad_norm), skip=nonfinite)
-        return UpdateOutput(output.compared.priorities, self._metrics(output, batch, norms, nonfinite))
+        return UpdateOutput.of(output.compared.priorities, self._metrics(output, batch, norms, nonfinite))
 
     def transitions(self, batch: WindowBatch) -> Transitions:
         """Cut n-step transitions out of windows; stacks are those that the actor saw."""

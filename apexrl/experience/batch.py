@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from apexrl.types import ColumnSpec, Scope, Signature, SignatureError
+from apexrl.experience.records import Record, RecordLayout
+from apexrl.types import ColumnSpec, Signature, SignatureError
 
 CPU = torch.device("cpu")
 
@@ -30,6 +30,8 @@ class WindowBatch(NamedTuple):
     """[B] int64."""
     weights: torch.Tensor
     """[B] f32 importance weights w = (N P)^-beta / max w."""
+    memory: BatchMemory | None = None
+    """What all of the above are views of, if they are."""
 
     def to(self, device: torch.device) -> WindowBatch:
         """The batch on ``device``; from pinned memory the copy is asynchronous."""
@@ -37,10 +39,12 @@ class WindowBatch(NamedTuple):
 
     def rows(self, rows: slice) -> WindowBatch:
         """Some windows of the batch, in the same memory."""
-        return self._each(lambda tensor: tensor[rows])
+        return self._replace(memory=None)._each(lambda tensor: tensor[rows])
 
     def tensors(self) -> list[torch.Tensor]:
-        """All tensors, always in the same order."""
+        """Tensors that hold everything, always in the same order."""
+        if self.memory is not None:
+            return list(self.memory.tensors)
         return [*self.columns.values(), *self.item_columns.values(), self.lengths, self.prefixes, self.weights]
 
     def cloned(self) -> WindowBatch:
@@ -48,6 +52,8 @@ class WindowBatch(NamedTuple):
         return self._each(torch.clone)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> WindowBatch:
+        if self.memory is not None:
+            return self.memory.each(change).as_batch()
         return WindowBatch(
             columns={name: change(tensor) for name, tensor in self.columns.items()},
             item_columns={name: change(tensor) for name, tensor in self.item_columns.items()},
@@ -55,6 +61,75 @@ class WindowBatch(NamedTuple):
             prefixes=change(self.prefixes),
             weights=change(self.weights),
         )
+
+
+class BatchMemory:
+    """Three tensors that hold a batch.
+
+    Args:
+        layout: of the records.
+        steps: [B, W * words] int64, a record for each row of a window.
+        items: [B, words] int64, a record for each item.
+        numbers: [20 B] uint8: lengths [B] int64, prefixes [B] int64 and weights [B] f32 one behind the other.
+    """
+
+    def __init__(self, layout: RecordLayout, steps: torch.Tensor, items: torch.Tensor, numbers: torch.Tensor) -> None:
+        self.layout = layout
+        self.steps = steps
+        self.items = items
+        self.numbers = numbers
+
+    @classmethod
+    def allocate(cls, layout: RecordLayout, batch_size: int, device: torch.device, *, pinned: bool) -> BatchMemory:
+        """Memory of zeros; pinned means nothing elsewhere than on the host."""
+
+        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned and device == CPU)
+
+        return cls(
+            layout,
+            steps=zeros(batch_size, layout.signature.geometry.window * layout.step.num_words, dtype=torch.int64),
+            items=zeros(batch_size, layout.item.num_words, dtype=torch.int64),
+            numbers=zeros(batch_size * _BYTES_PER_ITEM, dtype=torch.uint8),
+        )
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.steps, self.items, self.numbers
+
+    def as_batch(self) -> WindowBatch:
+        """Views of everything.
+
+        Raises:
+            SignatureError: torch has no type for a column.
+        """
+        layout, steps, size = self.layout, self.steps.view(torch.uint8), len(self.steps)
+        lengths, prefixes, weights = torch.split(self.numbers, [8 * size, 8 * size, 4 * size])
+        return WindowBatch(
+            columns=_column_views(layout.step, steps.view(size, layout.signature.geometry.window, -1)),
+            item_columns=_column_views(layout.item, self.items.view(torch.uint8)),
+            lengths=lengths.view(torch.int64),
+            prefixes=prefixes.view(torch.int64),
+            weights=weights.view(torch.float32),
+            memory=self,
+        )
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> BatchMemory:
+        """Memory of the same layout of which each tensor is the ``change`` of one here."""
+        return BatchMemory(self.layout, change(self.steps), change(self.items), change(self.numbers))
+
+
+#: A length, a prefix and a weight.
+_BYTES_PER_ITEM = 8 + 8 + 4
+
+
+def _column_views(record: Record, records: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Columns [..., *column.shape] of uint8 records [..., bytes]; errors as :func:`torch_dtype`."""
+    views = {}
+    for column, begin in zip(record.columns, record.begins, strict=True):
+        values = records[..., begin : begin + column.value_bytes].view(torch_dtype(column))
+        views[column.name] = values.view(*values.shape[:-1], *column.shape) if column.shape else values.squeeze(-1)
+    return views
 
 
 def torch_dtype(column: ColumnSpec) -> torch.dtype:
@@ -69,26 +144,19 @@ def torch_dtype(column: ColumnSpec) -> torch.dtype:
         raise SignatureError(f"column {column.name!r}: dtype {column.dtype!r} has no torch type") from error
 
 
-def as_words(tensor: torch.Tensor, column: ColumnSpec) -> torch.Tensor:
-    """The memory of a contiguous tensor of ``column``'s values as [values, words], in the widest words that divide one.
-
-    Copying 84x84 frames by 8 bytes is several times as fast as byte by byte, and torch copies few unsigned types.
-    """
-    word_bytes = math.gcd(column.value_bytes, 8)
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[word_bytes]
-    return tensor.view(-1, math.prod(column.shape)).view(words)
-
-
 class BatchBuffer:
     """Memory of one batch, allocated once.
 
-    Its mirror's ``gather`` (:mod:`apexrl.experience.mirror`, :mod:`apexrl.experience.device_mirror`) writes columns,
-    ``lengths`` and ``prefixes``; ``keys``, ``shards`` and ``weights`` are the caller's to set.
+    Its mirror's ``gather`` (:mod:`apexrl.experience.mirror`, :mod:`apexrl.experience.device_mirror`) writes the
+    records, ``lengths`` and ``prefixes``; ``keys``, ``shards`` and ``weights`` are the caller's to set.
 
     Args:
         signature: of the table.
         batch_size: B.
         device: where the batch is trained on. What is written on the host meanwhile, :meth:`upload` copies there.
+
+    Raises:
+        SignatureError: torch has no type for a column.
     """
 
     def __init__(self, signature: Signature, batch_size: int, device: torch.device = CPU) -> None:
@@ -97,33 +165,17 @@ class BatchBuffer:
         self.batch_size = batch_size
         self.device = device
         self.ready: torch.cuda.Event | None = None
-        """Set by who fills the columns on a stream of its own: the moment from which they are whole."""
-        pin = torch.cuda.is_available()
-        window = signature.geometry.window
-        self._columns: dict[str, torch.Tensor] = {}
-        self._item_columns: dict[str, torch.Tensor] = {}
-        #: name -> [values, words] over the memory of the columns, for a gather on their device.
-        self.words: dict[str, torch.Tensor] = {}
-        #: name -> [B, bytes] likewise, for a gather on the host; {} if the columns lie elsewhere.
-        self.raw: dict[str, npt.NDArray[np.uint8]] = {}
-        for column in signature.columns:
-            step = column.scope is Scope.STEP
-            shape = (batch_size, window, *column.shape) if step else (batch_size, *column.shape)
-            tensor = torch.zeros(shape, dtype=torch_dtype(column), device=device, pin_memory=pin and device == CPU)
-            (self._columns if step else self._item_columns)[column.name] = tensor
-            self.words[column.name] = as_words(tensor, column)
-            if device == CPU:
-                self.raw[column.name] = tensor.numpy().reshape(batch_size, -1).view(np.uint8)
-        # Host and device have the same layout, so that one copy takes all three over.
-        host = torch.zeros(batch_size * _BYTES_PER_ITEM, dtype=torch.uint8, pin_memory=pin)
-        self._host = host
-        self._uploaded = host if device == CPU else torch.zeros_like(host, device=device)
-        lengths, prefixes, weights = _item_views(host, batch_size)
+        """Set by who fills the records on a stream of its own: the moment from which they are whole."""
+        pinned = torch.cuda.is_available()
+        self.memory = BatchMemory.allocate(RecordLayout(signature), batch_size, device, pinned=pinned)
+        self._batch = self.memory.as_batch()
+        numbers = self.memory.numbers
+        self._host = numbers if device == CPU else torch.zeros(numbers.shape, dtype=torch.uint8, pin_memory=pinned)
+        host, end = self._host.numpy(), 16 * batch_size
         #: [B], over host memory.
-        self.lengths: npt.NDArray[np.int64] = lengths.numpy()
-        self.prefixes: npt.NDArray[np.int64] = prefixes.numpy()
-        self.weights: npt.NDArray[np.float32] = weights.numpy()
-        self._item_tensors = _item_views(self._uploaded, batch_size)
+        self.lengths: npt.NDArray[np.int64] = host[: end // 2].view(np.int64)
+        self.prefixes: npt.NDArray[np.int64] = host[end // 2 : end].view(np.int64)
+        self.weights: npt.NDArray[np.float32] = host[end:].view(np.float32)
         #: [B] u64; they name the items when their new priorities come back, and stay on the host.
         self.keys = np.zeros(batch_size, dtype=np.uint64)
         #: [B] which shard each key is of.
@@ -131,8 +183,8 @@ class BatchBuffer:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all columns."""
-        return sum(words.nbytes for words in self.words.values())
+        """Bytes of all records."""
+        return self.memory.steps.nbytes + self.memory.items.nbytes
 
     def as_window_batch(self) -> WindowBatch:
         """The batch as tensors on ``device``, over this buffer's memory: valid until the buffer is written again.
@@ -141,23 +193,12 @@ class BatchBuffer:
         """
         if self.ready is not None:
             torch.cuda.current_stream(self.device).wait_event(self.ready)
-        return WindowBatch(dict(self._columns), dict(self._item_columns), *self._item_tensors)
+        return self._batch
 
     def upload(self) -> None:
         """Bring ``lengths``, ``prefixes`` and ``weights`` to the device, in the order of the current stream."""
-        if self._uploaded is not self._host:
-            self._uploaded.copy_(self._host, non_blocking=True)
-
-
-#: A length, a prefix and a weight.
-_BYTES_PER_ITEM = 8 + 8 + 4
-
-
-def _item_views(memory: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lengths [B] int64, prefixes [B] int64 and weights [B] f32, one behind the other in ``memory``."""
-    first, second = 8 * batch_size, 16 * batch_size
-    lengths, prefixes, weights = memory[:first], memory[first:second], memory[second:]
-    return lengths.view(torch.int64), prefixes.view(torch.int64), weights.view(torch.float32)
+        if self.memory.numbers is not self._host:
+            self.memory.numbers.copy_(self._host, non_blocking=True)
 
 
 class BatchRing:

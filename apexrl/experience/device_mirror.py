@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from apexrl.experience.batch import BatchBuffer, as_words, torch_dtype
-from apexrl.experience.mirror import DecodedColumn, SlotBook
-from apexrl.types import ColumnSpec, Scope, Signature
+from apexrl.chunk_batch import ChunkBatch
+from apexrl.experience.mirror import Place, SlotBook
+from apexrl.experience.records import WORD_BYTES, RecordLayout
+from apexrl.types import Signature
 
 #: Pages that are copied to the device together at most, and sets of them: one is filled while another is read.
 STAGE_PAGES = 32
 NUM_STAGES = 3
-_ALIGNMENT = 16
 
 
 class CopyStream:
@@ -46,53 +46,32 @@ class CopyStream:
 class PageStage:
     """Decoded pages on the host on their way to a device, in memory that is allocated once.
 
-    A page lies in one piece, column behind column, each aligned for any word.
-
     Args:
-        book: of the mirror.
+        layout: of the pages.
         pinned: whether the device reads the memory by itself, while the host goes on.
     """
 
-    def __init__(self, book: SlotBook, pinned: bool) -> None:
-        self._places: dict[str, slice] = {}
-        end = 0
-        for column in book.signature.columns:
-            size = book.values_per_page(column) * column.value_bytes
-            self._places[column.name] = slice(end, end + size)
-            end += -(-size // _ALIGNMENT) * _ALIGNMENT
-        self._memory = torch.zeros((STAGE_PAGES, end), dtype=torch.uint8, pin_memory=pinned)
-        self._bytes: npt.NDArray[np.uint8] = self._memory.numpy()
-        self.slots: list[int] = []
-        """Where each page that is here belongs; all different, so that the order of the copies does not matter."""
+    def __init__(self, layout: RecordLayout, pinned: bool) -> None:
+        self._layout = layout
+        self._pages = np.arange(STAGE_PAGES)
+        host = torch.device("cpu")
+        self._steps = _pages(STAGE_PAGES, layout.page_step_bytes, host, pinned=pinned)
+        self._items = _pages(STAGE_PAGES, layout.page_item_bytes, host, pinned=pinned)
         self.sent: torch.cuda.Event | None = None
         """The moment at which the device has read the pages."""
 
-    def has_room_for(self, slot: int) -> bool:
-        return len(self.slots) < STAGE_PAGES and slot not in self.slots
+    def decode(self, chunks: ChunkBatch, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chunks from ``begin`` to before ``end``, :data:`STAGE_PAGES` at most; waits until former ones have been read.
 
-    def add(self, slot: int, decoded: Sequence[DecodedColumn]) -> None:
-        """Take in a page; rows that a short chunk does not have become zeros."""
-        page = self._bytes[len(self.slots)]
-        for column, _, data in decoded:
-            own = page[self._places[column.name]]
-            own[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-            own[len(data) :] = 0
-        self.slots.append(slot)
-
-    def pages(self) -> torch.Tensor:
-        """[pages, bytes] of what is here."""
-        return self._memory[: len(self.slots)]
-
-    def bytes_of(self, column: ColumnSpec) -> slice:
-        """Where a column lies in every page."""
-        return self._places[column.name]
-
-    def clear(self) -> None:
-        """Begin anew, once the device has read what was here."""
+        Returns:
+            Their rows and their start rows, int64 [chunks, words] each.
+        """
         if self.sent is not None:
             self.sent.synchronize()
-            self.sent = None
-        self.slots.clear()
+        layout, pages = self._layout, self._pages[: end - begin]
+        steps, items = pages * layout.page_step_bytes, pages * layout.page_item_bytes
+        layout.decode(chunks, begin, end, _bytes(self._steps), steps, _bytes(self._items), items)
+        return self._steps[: end - begin], self._items[: end - begin]
 
 
 class DeviceMirror:
@@ -109,18 +88,20 @@ class DeviceMirror:
     def __init__(self, signature: Signature, num_slots: int, stream: CopyStream) -> None:
         self._book = SlotBook(signature, num_slots)
         self._stream = stream
+        self._geometry = signature.geometry
         self._pinned = stream.device.type == "cuda"
-        #: name -> [slots * values, words]
-        self._pages: dict[str, torch.Tensor] = {}
+        layout = self._book.layout
         with stream.use():
-            for column in signature.columns:
-                shape = (num_slots * self._book.values_per_page(column), *column.shape)
-                pages = torch.zeros(shape, dtype=torch_dtype(column), device=stream.device)
-                self._pages[column.name] = as_words(pages, column)
-        self._stages = itertools.cycle([PageStage(self._book, self._pinned) for _ in range(NUM_STAGES)])
-        self._stage = next(self._stages)
-        self._window = np.arange(signature.geometry.window)
-        self._has_item_columns = any(column.scope is Scope.ITEM for column in signature.columns)
+            #: [slots, words] of each scope.
+            self._steps = _pages(num_slots, layout.page_step_bytes, stream.device)
+            self._items = _pages(num_slots, layout.page_item_bytes, stream.device)
+        width = layout.step.num_words
+        #: [rows of all pages, words of a window]: the window that begins at each row, in the memory of the pages.
+        self._windows = self._steps.as_strided(
+            (num_slots * self._geometry.rows - self._geometry.window + 1, self._geometry.window * width), (width, 1)
+        )
+        self._item_records = self._items.view(num_slots * self._geometry.starts, layout.item.num_words)
+        self._stages = itertools.cycle([PageStage(layout, self._pinned) for _ in range(NUM_STAGES)])
 
     @property
     def num_slots(self) -> int:
@@ -129,33 +110,23 @@ class DeviceMirror:
     @property
     def num_bytes(self) -> int:
         """Bytes of all pages."""
-        return sum(pages.nbytes for pages in self._pages.values())
+        return self._steps.nbytes + self._items.nbytes
 
-    def put(self, slot: int, rows: int, starts: int, blocks: Sequence[bytes]) -> None:
-        """See :meth:`Mirror.put <apexrl.experience.mirror.Mirror.put>`.
-
-        The chunk goes to the device together with its neighbours, before the next gather.
-        """
-        decoded = self._book.decode(slot, rows, starts, blocks)
-        if not self._stage.has_room_for(slot):
-            self._flush()
-        self._stage.add(slot, decoded)
-        self._book.note(slot, rows, starts)
-
-    def _flush(self) -> None:
-        """Copy what has been put since the last time to its slots: once for all chunks, then once for each column."""
-        stage = self._stage
-        if not stage.slots:
-            return
-        with self._stream.use():
-            pages = stage.pages().to(self._stream.device, non_blocking=True)
-            slots = self._indices(np.array(stage.slots, dtype=np.int64))
-            for column in self._book.signature.columns:
-                own = self._pages[column.name].view(self.num_slots, -1)
-                own.index_copy_(0, slots, pages[:, stage.bytes_of(column)].view(own.dtype))
-        stage.sent = self._stream.mark()
-        self._stage = next(self._stages)
-        self._stage.clear()
+    def put(self, slots: npt.NDArray[np.integer], chunks: ChunkBatch) -> None:
+        """See :meth:`Mirror.put <apexrl.experience.mirror.Mirror.put>`."""
+        numbers, chunks = self._book.vacate(slots, chunks)
+        for begin in range(0, len(chunks), STAGE_PAGES):
+            end = min(begin + STAGE_PAGES, len(chunks))
+            stage = next(self._stages)
+            steps, items = stage.decode(chunks, begin, end)
+            with self._stream.use():
+                # Slots are distinct, so that the order of the copies within one call does not matter.
+                own = self._indices(numbers[begin:end])
+                self._steps.index_copy_(0, own, steps.to(self._stream.device, non_blocking=True))
+                if items.numel():
+                    self._items.index_copy_(0, own, items.to(self._stream.device, non_blocking=True))
+            stage.sent = self._stream.mark()
+        self._book.note(numbers, chunks)
 
     def gather(
         self,
@@ -163,29 +134,40 @@ class DeviceMirror:
         start_rows: npt.NDArray[np.integer],
         lengths: npt.NDArray[np.integer],
         prefixes: npt.NDArray[np.integer],
-        out: BatchBuffer,
-        offset: int = 0,
+        places: Sequence[Place],
     ) -> None:
         """See :meth:`Mirror.gather <apexrl.experience.mirror.Mirror.gather>`."""
-        slot_numbers, starts = slots.astype(np.int64), start_rows.astype(np.int64)
-        first_rows = self._book.first_rows(slot_numbers, starts, lengths, prefixes, out.batch_size, offset)
-        self._flush()
-        geometry = self._book.signature.geometry
+        slot_numbers = slots.astype(np.int64)
+        first_rows = self._book.first_rows(slot_numbers, start_rows.astype(np.int64), lengths, prefixes, places)
+        sizes = [place.size for place in places]
         with self._stream.use():
-            rows = self._indices(((slot_numbers * geometry.rows + first_rows)[:, None] + self._window).reshape(-1))
-            items = self._indices(slot_numbers * geometry.starts + first_rows) if self._has_item_columns else rows
-            for column in self._book.signature.columns:
-                chosen, per_item = (rows, self._window.size) if column.scope is Scope.STEP else (items, 1)
-                begin = offset * per_item
+            windows = torch.split(self._indices(slot_numbers * self._geometry.rows + first_rows), sizes)
+            for (buffer, offset, count), own in zip(places, windows, strict=True):
                 # Into the batch itself: `out` of exactly that shape is written in place.
-                torch.index_select(
-                    self._pages[column.name], 0, chosen, out=out.words[column.name][begin : begin + chosen.numel()]
-                )
-        out.lengths[offset : offset + slots.size] = lengths
-        out.prefixes[offset : offset + slots.size] = prefixes
+                torch.index_select(self._windows, 0, own, out=buffer.memory.steps[offset : offset + count])
+            if self._item_records.numel():
+                items = torch.split(self._indices(slot_numbers * self._geometry.starts + first_rows), sizes)
+                for (buffer, offset, count), own in zip(places, items, strict=True):
+                    torch.index_select(self._item_records, 0, own, out=buffer.memory.items[offset : offset + count])
+        begin = 0
+        for buffer, offset, count in places:
+            buffer.lengths[offset : offset + count] = lengths[begin : begin + count]
+            buffer.prefixes[offset : offset + count] = prefixes[begin : begin + count]
+            begin += count
 
     def _indices(self, values: npt.NDArray[np.int64]) -> torch.Tensor:
         """Indices on the device. Torch's pool gives no pinned memory away before the copies out of it are done."""
         staged = torch.empty(values.size, dtype=torch.int64, pin_memory=self._pinned)
         staged.numpy()[:] = values
         return staged.to(self._stream.device, non_blocking=True)
+
+
+def _pages(number: int, page_bytes: int, device: torch.device, *, pinned: bool = False) -> torch.Tensor:
+    """Zeros [number, words of a page] int64."""
+    return torch.zeros((number, page_bytes // WORD_BYTES), dtype=torch.int64, device=device, pin_memory=pinned)
+
+
+def _bytes(pages: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """[bytes] of pages on the host."""
+    values: npt.NDArray[np.uint8] = pages.numpy().reshape(-1).view(np.uint8)
+    return values

@@ -6,7 +6,6 @@ touched*. Nothing refers to slots after that, so a slot may be overwritten at an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,23 +13,20 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.experience.batch import BatchBuffer
-from apexrl.experience.codec import decode_bytes
-from apexrl.experience.decoding import check_chunk_shape
-from apexrl.types import ColumnSpec, Scope, Signature
+from apexrl.experience.decoding import check_chunks_shape
+from apexrl.experience.records import RecordLayout
+from apexrl.types import Signature
+
+Ints = npt.NDArray[np.int64]
 
 _types: Any = numba.types
-_WORDS = (_types.uint8, _types.uint16, _types.uint32, _types.uint64)
 
 
-# Compiled at import, for every word that there is, and not within the first batch.
-@numba.njit([(word[::1], _types.int64[::1], word[:, ::1], _types.int64) for word in _WORDS], nogil=True, cache=True)
-def _copy_windows(
-    source: npt.NDArray[np.unsignedinteger],
-    first_words: npt.NDArray[np.int64],
-    out: npt.NDArray[np.unsignedinteger],
-    offset: int,
-) -> None:
+# Compiled at import and not within the first batch.
+@numba.njit([(_types.int64[::1], _types.int64[::1], _types.int64[:, ::1], _types.int64)], nogil=True, cache=True)
+def _copy_words(source: Ints, first_words: Ints, out: Ints, offset: int) -> None:
     """Copy ``out.shape[1]`` words of flat ``source`` from each of ``first_words`` to rows ``offset`` and following."""
     width = out.shape[1]
     for i in range(first_words.size):
@@ -38,9 +34,13 @@ def _copy_windows(
         out[offset + i, :] = source[begin : begin + width]
 
 
-def _word(value_bytes: int) -> np.dtype[np.unsignedinteger]:
-    """The widest word that divides a value. Copying 84x84 frames by 8 bytes is five times as fast as byte by byte."""
-    return np.dtype(f"u{math.gcd(value_bytes, 8)}")
+class Place(NamedTuple):
+    """Rows ``offset`` .. ``offset + size - 1`` of a batch buffer."""
+
+    buffer: BatchBuffer
+    """Made for the same signature, on the mirror's device."""
+    offset: int
+    size: int
 
 
 class Mirror(Protocol):
@@ -54,12 +54,12 @@ class Mirror(Protocol):
         """Bytes of all pages."""
         ...
 
-    def put(self, slot: int, rows: int, starts: int, blocks: Sequence[bytes]) -> None:
-        """Decode a chunk into a slot; rows that a short chunk does not have become zeros.
+    def put(self, slots: npt.NDArray[np.integer], chunks: ChunkBatch) -> None:
+        """Decode n chunks into slots [n], in their order; rows that a short chunk does not have become zeros.
 
         Raises:
-            SignatureError: the chunk does not agree with the signature; the slot is as before.
-            ValueError: there is no such slot.
+            SignatureError: a chunk does not agree with the signature; all of the slots are empty then.
+            ValueError: there is no such slot. Nothing was written.
         """
         ...
 
@@ -69,35 +69,25 @@ class Mirror(Protocol):
         start_rows: npt.NDArray[np.integer],
         lengths: npt.NDArray[np.integer],
         prefixes: npt.NDArray[np.integer],
-        out: BatchBuffer,
-        offset: int = 0,
+        places: Sequence[Place],
     ) -> None:
-        """Copy the windows of n items to rows ``offset`` .. ``offset + n - 1`` of a batch buffer.
+        """Copy the windows of n items to ``places``, one behind the other.
 
-        A window is the rows ``start - context`` to ``start + tail`` of its page. Also writes ``out.lengths`` and
-        ``out.prefixes``.
+        A window is the rows ``start - context`` to ``start + tail`` of its page. Also writes the buffers' ``lengths``
+        and ``prefixes``.
 
         Args:
             slots: [n] of the items' pages.
             start_rows: [n] row of the page at which the item starts, context rows included.
             lengths: [n] window lengths k, at least 1.
             prefixes: [n] rows before the start row that belong to the item.
-            out: made for the same signature, on the mirror's device.
-            offset: first row to write.
+            places: of n items together.
 
         Raises:
-            ValueError: an item lies outside its page, its slot is empty, or the batch is too small. Nothing was
-                written.
+            ValueError: an item lies outside its page, its slot is empty, or the places are not those of n items.
+                Nothing was written.
         """
         ...
-
-
-class DecodedColumn(NamedTuple):
-    """One column of a chunk."""
-
-    column: ColumnSpec
-    num_values: int
-    data: bytes
 
 
 class SlotBook:
@@ -106,54 +96,58 @@ class SlotBook:
     def __init__(self, signature: Signature, num_slots: int) -> None:
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}, must be at least 1")
-        self.signature = signature
+        self.layout = RecordLayout(signature)
         self.num_slots = num_slots
+        self._signature = signature
         self._rows = np.zeros(num_slots, dtype=np.int64)
         self._starts = np.zeros(num_slots, dtype=np.int64)
 
-    def values_per_page(self, column: ColumnSpec) -> int:
-        """Values of a column that a full page has."""
-        geometry = self.signature.geometry
-        return geometry.rows if column.scope is Scope.STEP else geometry.starts
+    def vacate(self, slots: npt.NDArray[np.integer], chunks: ChunkBatch) -> tuple[Ints, ChunkBatch]:
+        """Check what is put, and forget what was there; until :meth:`note` the slots are empty.
 
-    def decode(self, slot: int, rows: int, starts: int, blocks: Sequence[bytes]) -> list[DecodedColumn]:
-        """All columns of a chunk; errors as :meth:`Mirror.put`."""
-        if not 0 <= slot < self.num_slots:
-            raise ValueError(f"slot is {slot}, must be in [0, {self.num_slots - 1}]")
-        columns = self.signature.columns
-        check_chunk_shape(self.signature, rows, starts, len(blocks))
-        sizes = [rows if column.scope is Scope.STEP else starts for column in columns]
-        return [
-            DecodedColumn(column, size, decode_bytes(column, size, block))
-            for column, size, block in zip(columns, sizes, blocks, strict=True)
-        ]
+        Returns:
+            Of chunks that share a slot the last, and their slots; errors as :meth:`Mirror.put`.
+        """
+        numbers = slots.astype(np.int64)
+        if numbers.shape != (len(chunks),):
+            raise ValueError(f"slots have shape {numbers.shape}, must be ({len(chunks)},), one per chunk")
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.num_slots:
+            raise ValueError(f"slots span [{numbers.min()}, {numbers.max()}], must be in [0, {self.num_slots - 1}]")
+        self._rows[numbers] = self._starts[numbers] = 0
+        check_chunks_shape(self._signature, chunks)
+        distinct, last = np.unique(numbers[::-1], return_index=True)
+        if distinct.size == numbers.size:
+            return numbers, chunks
+        return distinct, chunks.chosen(numbers.size - 1 - last)
 
-    def note(self, slot: int, rows: int, starts: int) -> None:
-        """A chunk is in the slot now."""
-        self._rows[slot] = rows
-        self._starts[slot] = starts
+    def note(self, slots: Ints, chunks: ChunkBatch) -> None:
+        """The chunks are in their slots now."""
+        self._rows[slots] = chunks.rows
+        self._starts[slots] = chunks.starts
 
     def first_rows(
         self,
-        slots: npt.NDArray[np.int64],
-        start_rows: npt.NDArray[np.int64],
+        slots: Ints,
+        start_rows: Ints,
         lengths: npt.NDArray[np.integer],
         prefixes: npt.NDArray[np.integer],
-        room: int,
-        offset: int,
-    ) -> npt.NDArray[np.int64]:
+        places: Sequence[Place],
+    ) -> Ints:
         """[n] row of its page at which each item's window begins; errors as :meth:`Mirror.gather`."""
         count = slots.size
-        if not 0 <= offset <= room - count:
-            raise ValueError(f"offset is {offset}, must be in [0, {room - count}] for {count} items")
+        for buffer, offset, own in places:
+            if not 0 <= offset <= buffer.batch_size - own:
+                raise ValueError(f"offset is {offset}, must be in [0, {buffer.batch_size - own}] for {own} items")
+        if (total := sum(place.size for place in places)) != count:
+            raise ValueError(f"places are of {total} items, must be of {count}")
         self._check_items(slots, start_rows, lengths, prefixes)
-        first: npt.NDArray[np.int64] = start_rows - self.signature.geometry.context
+        first: Ints = start_rows - self._signature.geometry.context
         return first
 
     def _check_items(
         self,
-        slots: npt.NDArray[np.int64],
-        start_rows: npt.NDArray[np.int64],
+        slots: Ints,
+        start_rows: Ints,
         lengths: npt.NDArray[np.integer],
         prefixes: npt.NDArray[np.integer],
     ) -> None:
@@ -163,11 +157,11 @@ class SlotBook:
                 f"{prefixes.shape} must have one axis of one size"
             )
         # A start row of the page has `tail` rows of the page behind it, so all that is copied lies inside.
-        context = self.signature.geometry.context
+        context = self._signature.geometry.context
         wrong = (slots < 0) | (slots >= self.num_slots)
         inside = np.where(wrong, 0, slots)
         starts = np.where(wrong, 0, self._starts[inside])
-        behind = np.minimum(self._rows[inside] - start_rows - 1, self.signature.geometry.tail)
+        behind = np.minimum(self._rows[inside] - start_rows - 1, self._signature.geometry.tail)
         wrong |= (start_rows < context) | (start_rows >= context + starts)
         if np.any(wrong):
             i = int(np.flatnonzero(wrong)[0])
@@ -190,11 +184,12 @@ class HostMirror:
     def __init__(self, signature: Signature, num_slots: int) -> None:
         """Allocate all memory and touch it, so that a machine too small fails at the start and not after an hour."""
         self._book = SlotBook(signature, num_slots)
-        self._pages: dict[str, npt.NDArray[np.uint8]] = {}
-        for column in signature.columns:
-            pages = np.empty((num_slots, self._book.values_per_page(column), column.value_bytes), dtype=np.uint8)
-            pages.fill(0)
-            self._pages[column.name] = pages
+        self._layout = self._book.layout
+        self._geometry = signature.geometry
+        self._steps = np.empty(num_slots * self._layout.page_step_bytes, dtype=np.uint8)
+        self._items = np.empty(num_slots * self._layout.page_item_bytes, dtype=np.uint8)
+        self._steps.fill(0)
+        self._items.fill(0)
 
     @property
     def num_slots(self) -> int:
@@ -203,15 +198,15 @@ class HostMirror:
     @property
     def num_bytes(self) -> int:
         """Bytes of all pages."""
-        return sum(pages.nbytes for pages in self._pages.values())
+        return self._steps.nbytes + self._items.nbytes
 
-    def put(self, slot: int, rows: int, starts: int, blocks: Sequence[bytes]) -> None:
+    def put(self, slots: npt.NDArray[np.integer], chunks: ChunkBatch) -> None:
         """See :meth:`Mirror.put`."""
-        for column, size, data in self._book.decode(slot, rows, starts, blocks):
-            page = self._pages[column.name][slot]
-            page[:size] = np.frombuffer(data, dtype=np.uint8).reshape(size, column.value_bytes)
-            page[size:] = 0
-        self._book.note(slot, rows, starts)
+        numbers, chunks = self._book.vacate(slots, chunks)
+        layout = self._layout
+        steps, items = numbers * layout.page_step_bytes, numbers * layout.page_item_bytes
+        layout.decode(chunks, 0, len(chunks), self._steps, steps, self._items, items)
+        self._book.note(numbers, chunks)
 
     def gather(
         self,
@@ -219,16 +214,20 @@ class HostMirror:
         start_rows: npt.NDArray[np.integer],
         lengths: npt.NDArray[np.integer],
         prefixes: npt.NDArray[np.integer],
-        out: BatchBuffer,
-        offset: int = 0,
+        places: Sequence[Place],
     ) -> None:
         """See :meth:`Mirror.gather`."""
-        slot_numbers, starts = slots.astype(np.int64), start_rows.astype(np.int64)
-        first_rows = self._book.first_rows(slot_numbers, starts, lengths, prefixes, out.batch_size, offset)
-        for column in self._book.signature.columns:
-            pages = self._pages[column.name]
-            word = _word(column.value_bytes)
-            first_words = (slot_numbers * pages.shape[1] + first_rows) * (column.value_bytes // word.itemsize)
-            _copy_windows(pages.reshape(-1).view(word), first_words, out.raw[column.name].view(word), offset)
-        out.lengths[offset : offset + slots.size] = lengths
-        out.prefixes[offset : offset + slots.size] = prefixes
+        slot_numbers = slots.astype(np.int64)
+        first_rows = self._book.first_rows(slot_numbers, start_rows.astype(np.int64), lengths, prefixes, places)
+        step, item = self._layout.step.num_words, self._layout.item.num_words
+        first_steps = (slot_numbers * self._geometry.rows + first_rows) * step
+        first_items = (slot_numbers * self._geometry.starts + first_rows) * item
+        begin = 0
+        for buffer, offset, count in places:
+            own = slice(begin, begin + count)
+            _copy_words(self._steps.view(np.int64), first_steps[own], buffer.memory.steps.numpy(), offset)
+            if item:
+                _copy_words(self._items.view(np.int64), first_items[own], buffer.memory.items.numpy(), offset)
+            buffer.lengths[offset : offset + count] = lengths[own]
+            buffer.prefixes[offset : offset + count] = prefixes[own]
+            begin += count

@@ -12,10 +12,11 @@ from control_scene import make
 from apex_actor.loop import ActorLoop
 from apexrl.algorithms.base import WindowBatch
 from apexrl.algorithms.deterministic_policy import DeterministicPolicyAlgorithm
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.config import EnvConfig, ExperimentConfig, ReplayConfig
 from apexrl.env_types import ContinuousActions, EnvSpec, EnvStep
 from apexrl.experience.batch import BatchBuffer
-from apexrl.experience.mirror import HostMirror
+from apexrl.experience.mirror import HostMirror, Place
 from apexrl.types import Array, Chunk
 
 LANES = 2
@@ -105,10 +106,11 @@ def gather(algorithm: DeterministicPolicyAlgorithm, chunks: list[Chunk]) -> tupl
     count = 0
     priorities = []
     for slot, chunk in enumerate(chunks):
-        mirror.put(slot, chunk.rows, chunk.starts, chunk.blocks)
+        mirror.put(np.array([slot]), ChunkBatch.of([chunk]))
         starts = np.flatnonzero(chunk.lengths)
-        rows = signature.geometry.context + starts
-        mirror.gather(np.full(starts.size, slot), rows, chunk.lengths[starts], chunk.prefixes[starts], buffer, count)
+        rows, slots = signature.geometry.context + starts, np.full(starts.size, slot)
+        place = Place(buffer, count, starts.size)
+        mirror.gather(slots, rows, chunk.lengths[starts], chunk.prefixes[starts], [place])
         priorities.append(chunk.priorities[starts])
         count += starts.size
     buffer.weights[:] = 1.0

@@ -11,14 +11,16 @@ import numpy as np
 import tyro
 
 from apex_cli.view import aligned, shard_heading, shard_rows
+from apex_learner.assembler import MAX_HELD
 from apex_learner.batches import MAX_DEPTH, mirror_slots
 from apexrl.algorithms import CONFIGS, make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig, SecurityConfig, config_digest, dump_yaml, load_experiment
 from apexrl.envs import env_spec
+from apexrl.experience.records import RecordLayout
 from apexrl.transport import security
 from apexrl.transport.info_client import UnreachableError, fetch_info
 from apexrl.transport.security import Security
-from apexrl.types import RemoverKind, Scope, TableConfig
+from apexrl.types import RemoverKind, TableConfig
 
 #: What an encoded row of an image column was measured to take, of its raw size (84 x 84 Atari frames, chunks of 32).
 ENCODED_SHARE = 148 / 7056
@@ -94,12 +96,12 @@ def memory_table(config: ExperimentConfig[Any]) -> list[tuple[str, float, str]]:
             ),
             (
                 f"learner: mirror of {table.name!r}",
-                slots * table.signature.page_bytes,
+                slots * RecordLayout(table.signature).page_bytes,
                 f"{slots:,} of {pages:,} pages of {geometry.rows} rows, decoded",
             ),
             (
                 "learner: ring of batches",
-                (MAX_DEPTH + 2) * batch_bytes(table, config.learner.batch_size),
+                (MAX_DEPTH + MAX_HELD) * batch_bytes(table, config.learner.batch_size),
                 f"up to {MAX_DEPTH} batches of {config.learner.batch_size} windows of {geometry.window} rows",
             ),
         ]
@@ -133,10 +135,8 @@ def index_bytes(table: TableConfig) -> float:
 
 def batch_bytes(table: TableConfig, batch_size: int) -> int:
     """Bytes of one batch of windows."""
-    window = table.signature.geometry.window
-    return batch_size * sum(
-        column.value_bytes * (window if column.scope is Scope.STEP else 1) for column in table.signature.columns
-    )
+    layout = RecordLayout(table.signature)
+    return batch_size * (table.signature.geometry.window * layout.step.num_bytes + layout.item.num_bytes)
 
 
 def inspect_replay(arguments: ReplayArguments) -> int:

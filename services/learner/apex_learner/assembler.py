@@ -25,7 +25,8 @@ from apexrl.config import ConfigError
 from apexrl.experience.batch import CPU, BatchBuffer, BatchRing
 from apexrl.experience.device_mirror import CopyStream, DeviceMirror
 from apexrl.experience.importance import importance_weights
-from apexrl.experience.mirror import HostMirror, Mirror
+from apexrl.experience.mirror import HostMirror, Mirror, Place
+from apexrl.experience.records import RecordLayout
 from apexrl.replay.draws import shares_generator
 from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.transport.sample_client import OpenedTable
@@ -205,7 +206,7 @@ class BatchAssembler:
         try:
             return DeviceMirror(self._table.signature, num_slots, self._stream)
         except torch.OutOfMemoryError as error:
-            needed = num_slots * self._table.signature.page_bytes
+            needed = num_slots * RecordLayout(self._table.signature).page_bytes
             raise ConfigError(
                 f"learner.mirror_bytes: a mirror of {needed} bytes does not fit into the memory of "
                 f"{self._stream.device}; set it lower, or learner.mirror_device to 'cpu'"
@@ -292,8 +293,7 @@ class BatchAssembler:
     def _ask(self, pieces: Sequence[_Piece], masses: Masses) -> list[DrawPlan]:
         """Divide every piece among the shards; one request for each shard that gets any."""
         shares = self._shares(masses)
-        generator = shares_generator(self._run_seed, self._table.name, self._request_number + 1)
-        counts: Counts = generator.multinomial([piece.rows for piece in pieces], shares)
+        counts = self._divided([piece.rows for piece in pieces], shares)
         before = np.cumsum(counts, axis=1) - counts
         plans = []
         for k in np.flatnonzero(counts.sum(axis=0)).tolist():
@@ -308,6 +308,14 @@ class BatchAssembler:
             self._limiter.request(sum(plan.counts))
             plans.append(plan)
         return plans
+
+    def _divided(self, rows: list[int], shares: Masses) -> Counts:
+        """[pieces, K] how many of the rows of each piece every shard gives."""
+        if shares.size == 1:  # nothing to draw
+            return np.array(rows, dtype=np.int64)[:, None]
+        generator = shares_generator(self._run_seed, self._table.name, self._request_number + 1)
+        counts: Counts = generator.multinomial(rows, shares)
+        return counts
 
     def _shares(self, masses: Masses) -> Masses:
         """[K] pi. A shard that lets parts become overdue gets none while others have something."""
@@ -348,8 +356,8 @@ class BatchAssembler:
     def _mirror(self, mirror: Mirror, drawn: DrawResult) -> None:
         """Take in a reply's chunks."""
         started = time.perf_counter()
-        for slot, chunk in zip(drawn.new_slots.tolist(), drawn.new_chunks.chunks(), strict=True):
-            mirror.put(slot, chunk.rows, chunk.starts, chunk.blocks)
+        if len(drawn.new_chunks):
+            mirror.put(drawn.new_slots, drawn.new_chunks)
         counts = self.counts
         counts.decode_seconds += time.perf_counter() - started
         counts.items += len(drawn.keys)
@@ -360,25 +368,29 @@ class BatchAssembler:
         """Put a reply's items where they belong."""
         mirror = self._shards[shard].mirror
         assert mirror is not None
+        places = [Place(piece.assembly.buffer, piece.offset, piece.rows) for piece in part.pieces]
+        mirror.gather(drawn.slots, drawn.start_rows, drawn.lengths, drawn.prefixes, places)
+        probabilities = part.share * drawn.probabilities.astype(np.float64)
         complete, begin = [], 0
         for assembly, offset, count in part.pieces:
             items, rows = slice(begin, begin + count), slice(offset, offset + count)
             buffer = assembly.buffer
-            mirror.gather(
-                drawn.slots[items], drawn.start_rows[items], drawn.lengths[items], drawn.prefixes[items], buffer, offset
-            )
             buffer.keys[rows] = drawn.keys[items]
             buffer.shards[rows] = shard
-            assembly.probabilities[rows] = part.share * drawn.probabilities[items].astype(np.float64)
+            assembly.probabilities[rows] = probabilities[items]
             assembly.missing -= count
             begin += count
             if assembly.missing == 0:
-                num_items = max(1, self.num_items)
-                buffer.weights[:] = importance_weights(assembly.probabilities, num_items, self._exponent())
-                if self._stream is not None:
-                    with self._stream.use():
-                        buffer.upload()
-                    buffer.ready = self._stream.mark()
-                self._batches_in_flight -= 1
+                self._finish(assembly)
                 complete.append(buffer)
         return complete
+
+    def _finish(self, assembly: _Assembly) -> None:
+        """Weigh the items of a batch that is complete now, and have the device told."""
+        buffer = assembly.buffer
+        buffer.weights[:] = importance_weights(assembly.probabilities, max(1, self.num_items), self._exponent())
+        if self._stream is not None:
+            with self._stream.use():
+                buffer.upload()
+            buffer.ready = self._stream.mark()
+        self._batches_in_flight -= 1

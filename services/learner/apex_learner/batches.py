@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from apexrl.config import ConfigError
+from apexrl.experience.records import RecordLayout
 from apexrl.types import TableConfig
 
 #: Seconds of updates that batches are kept ready for.
@@ -51,7 +52,7 @@ def mirror_slots(table: TableConfig, num_shards: int, batch_size: int, mirror_by
     Raises:
         ConfigError: not even those of one batch do.
     """
-    page_bytes, pages = table.signature.page_bytes, table.num_pages
+    page_bytes, pages = RecordLayout(table.signature).page_bytes, table.num_pages
     if mirror_bytes == 0 or mirror_bytes >= num_shards * pages * page_bytes:
         return 0
     least = num_shards * min(batch_size, pages) * page_bytes

@@ -21,27 +21,33 @@ class Learned(NamedTuple):
 
 
 class Readback:
-    """Priorities and the ``nonfinite`` flag of one update on their way to the host.
+    """The report of one update on its way to the host; used again and again.
 
-    On CUDA the copy is asked for at once and waited for in :meth:`result`, by when the device works on the next update.
+    On CUDA the copy is asked for at once and waited for in :meth:`result`, by when the device works on a later update.
+
+    Args:
+        batch_size: B.
+        device: of the updates.
     """
 
-    def __init__(self, batch: BatchBuffer, output: UpdateOutput) -> None:
-        self.batch = batch
-        priorities = output.priorities
-        self._done: torch.cuda.Event | None = None
-        if priorities.device.type == "cpu":
-            self._priorities = priorities.to(torch.float32)
-            self._nonfinite = output.metrics["nonfinite"]
-            return
-        values = torch.cat([priorities.to(torch.float32), output.metrics["nonfinite"].to(torch.float32).reshape(1)])
-        host = torch.empty(values.shape, dtype=torch.float32, pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        self._done = torch.cuda.current_stream(values.device).record_event()
-        self._priorities, self._nonfinite = host[:-1], host[-1]
+    def __init__(self, batch_size: int, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self._report = torch.zeros(batch_size + 1, dtype=torch.float32, pin_memory=cuda)
+        self._done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self._batch: BatchBuffer | None = None
 
-    def result(self) -> tuple[npt.NDArray[np.float32], bool]:
-        """Priorities [B], and whether the update was skipped. Afterwards nothing on the device reads the batch."""
+    def ask(self, batch: BatchBuffer, output: UpdateOutput) -> None:
+        """Begin to read what the update of ``batch`` reports."""
+        self._batch = batch
+        self._report.copy_(output.report, non_blocking=True)
+        if self._done is not None:
+            self._done.record()
+
+    def result(self) -> tuple[BatchBuffer, npt.NDArray[np.float32], bool]:
+        """The batch, priorities [B] and whether the update was skipped. Nothing on the device reads the batch then."""
+        assert self._batch is not None
+        batch, self._batch = self._batch, None
         if self._done is not None:
             self._done.synchronize()
-        return self._priorities.numpy(), float(self._nonfinite) != 0.0
+        report = self._report.numpy().copy()
+        return batch, report[:-1], bool(report[-1] != 0.0)

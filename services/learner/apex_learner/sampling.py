@@ -152,10 +152,13 @@ class Sampling:
             self._prefetcher.release(batch)
             return
         keys = batch.keys.copy()
-        own = [batch.shards == shard for shard in range(len(self._clients))]
+        shards = batch.shards.copy()
         self._prefetcher.release(batch)
-        for client, rows in zip(self._clients, own, strict=True):
-            client.update_priorities(self._table, keys[rows], priorities[rows])
+        if len(self._clients) == 1:
+            self._clients[0].update_priorities(self._table, keys, priorities)
+            return
+        for shard, client in enumerate(self._clients):
+            client.update_priorities(self._table, keys[shards == shard], priorities[shards == shard])
 
     def waiting(self) -> str | None:
         """What the learner waits for, in words; None if for nothing."""

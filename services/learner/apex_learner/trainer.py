@@ -28,7 +28,7 @@ log = get_logger(__name__)
 MAX_NONFINITE_UPDATES = 10
 
 #: Updates that a device other than the CPU may have before it, so that it does not wait where the host is held up.
-UPDATES_IN_FLIGHT = 2
+UPDATES_IN_FLIGHT = 4
 
 
 class NonfiniteLossError(RuntimeError):
@@ -93,7 +93,8 @@ class Trainer:
         self.epoch = epoch
         self.counters = counters
         self.last_output: UpdateOutput | None = None
-        self._readbacks: deque[Readback] = deque()
+        self._asked: deque[Readback] = deque()
+        self._idle: list[Readback] = []
         self._nonfinite_in_a_row = 0
         self._kept: set[str] = set()
         self._started = time.monotonic()
@@ -117,19 +118,22 @@ class Trainer:
             windows = windows.to(self.device)
         output = self._algorithm.update(self.state, windows)
         self.last_output = output
-        self._readbacks.append(Readback(batch, output))
+        readback = self._idle.pop() if self._idle else Readback(batch.batch_size, self.device)
+        readback.ask(batch, output)
+        self._asked.append(readback)
         late = 0 if self.device.type == "cpu" else UPDATES_IN_FLIGHT
-        return [self._take_back() for _ in range(len(self._readbacks) - late)]
+        return [self._take_back() for _ in range(len(self._asked) - late)]
 
     def settle(self) -> list[Learned]:
         """Wait for all updates; returns what :meth:`update` has not."""
-        return [self._take_back() for _ in range(len(self._readbacks))]
+        return [self._take_back() for _ in range(len(self._asked))]
 
     def _take_back(self) -> Learned:
-        readback = self._readbacks.popleft()
-        priorities, nonfinite = readback.result()
+        readback = self._asked.popleft()
+        batch, priorities, nonfinite = readback.result()
+        self._idle.append(readback)
         self._watch_nonfinite(nonfinite)
-        return Learned(readback.batch, priorities if self.trustworthy else None)
+        return Learned(batch, priorities if self.trustworthy else None)
 
     def _watch_nonfinite(self, nonfinite: bool) -> None:
         if not nonfinite:

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.env_types import DiscreteActions, EnvSpec, EnvStep
 from apexrl.experience.batch import CPU, BatchBuffer, WindowBatch
 from apexrl.experience.chunk_builder import ChunkBuilder
 from apexrl.experience.device_mirror import CopyStream, DeviceMirror
-from apexrl.experience.mirror import HostMirror
+from apexrl.experience.mirror import HostMirror, Place
 from apexrl.experience.rows import EpisodeRows
 from apexrl.experience.stacking import FrameStacker
 from apexrl.experience.windows import NStepWindows
@@ -245,8 +246,8 @@ def batches(played: Played) -> Iterator[tuple[WindowBatch, np.ndarray]]:
     mirrors = (HostMirror(signature, num_slots), DeviceMirror(signature, num_slots, CopyStream(CPU)))
     mirror = mirrors[played.case.seed % 2]
     for order in (reversed(slots), slots):
-        for slot, chunk in zip(order, played.chunks, strict=True):
-            mirror.put(int(slot), chunk.rows, chunk.starts, chunk.blocks)
+        if played.chunks:
+            mirror.put(np.fromiter(order, np.int64), ChunkBatch.of(played.chunks))
     items = [
         (slot, signature.geometry.context + start, chunk.lengths[start], chunk.prefixes[start], chunk.priorities[start])
         for slot, chunk in zip(slots, played.chunks, strict=True)
@@ -257,7 +258,7 @@ def batches(played: Played) -> Iterator[tuple[WindowBatch, np.ndarray]]:
     for begin in range(0, len(items), 5):
         chosen = [items[i] for i in order[begin : begin + 5]]
         page, start, length, prefix = (np.array(values) for values in list(zip(*chosen, strict=True))[:4])
-        mirror.gather(page, start, length, prefix, buffer, offset=2)
+        mirror.gather(page, start, length, prefix, [Place(buffer, 2, len(chosen))])
         part = slice(2, 2 + len(chosen))
         whole = buffer.as_window_batch()
         yield (
@@ -367,10 +368,10 @@ def test_golden_n_step_returns(terminated: bool, discounts: list[float]) -> None
     mirror, buffer = HostMirror(signature, len(chunks)), BatchBuffer(signature, 5)
     count = 0
     for slot, chunk in enumerate(chunks):
-        mirror.put(slot, chunk.rows, chunk.starts, chunk.blocks)
+        mirror.put(np.array([slot]), ChunkBatch.of([chunk]))
         starts = np.flatnonzero(chunk.lengths)
-        page = np.full(starts.size, slot)
-        mirror.gather(page, starts, chunk.lengths[starts], chunk.prefixes[starts], buffer, count)
+        page, place = np.full(starts.size, slot), Place(buffer, count, starts.size)
+        mirror.gather(page, starts, chunk.lengths[starts], chunk.prefixes[starts], [place])
         count += starts.size
     batch = buffer.as_window_batch()
     assert count == 5

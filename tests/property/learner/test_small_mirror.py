@@ -11,6 +11,7 @@ from shard_scene import SIGNATURE, TABLE, Contents, System, make_chunk
 
 from apex_learner.batches import mirror_slots
 from apexrl.config import ConfigError
+from apexrl.experience.records import RecordLayout
 from apexrl.types import RemoverKind, TableConfig
 
 BATCH = 3
@@ -66,7 +67,7 @@ def test_a_whole_mirror_takes_every_chunk_once_and_a_small_one_again() -> None:
 
 
 def test_a_mirror_must_hold_a_batch() -> None:
-    page = SIGNATURE.page_bytes
+    page = RecordLayout(SIGNATURE).page_bytes
     assert mirror_slots(TABLE, 1, BATCH, 0) == 0
     assert mirror_slots(TABLE, 1, BATCH, BATCH * page) == BATCH
     assert mirror_slots(TABLE, 2, BATCH, 2 * BATCH * page) == BATCH

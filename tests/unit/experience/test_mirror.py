@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from apexrl.chunk_batch import ChunkBatch
 from apexrl.experience.batch import CPU, BatchBuffer, BatchRing
 from apexrl.experience.codec import encode_block
 from apexrl.experience.device_mirror import CopyStream, DeviceMirror
-from apexrl.experience.mirror import HostMirror, Mirror
-from apexrl.types import Array, Codec, ColumnSpec, Geometry, Scope, Signature, SignatureError
+from apexrl.experience.mirror import HostMirror, Mirror, Place
+from apexrl.experience.records import RecordLayout
+from apexrl.types import Array, Chunk, Codec, ColumnSpec, Geometry, Scope, Signature, SignatureError
 
 SIGNATURE = Signature(
     (
@@ -50,6 +52,22 @@ def chunk(page: int, rows: int = 10, starts: int = 5) -> tuple[int, int, tuple[b
     return rows, starts, tuple(blocks)
 
 
+def put(mirror: Mirror, slot: int, rows: int, starts: int, blocks: tuple[bytes, ...]) -> None:
+    """One chunk into one slot."""
+    mirror.put(np.array([slot]), batch_of((rows, starts, blocks)))
+
+
+def batch_of(*chunks: tuple[int, int, tuple[bytes, ...]]) -> ChunkBatch:
+    """Chunks as a reply carries them, without items."""
+    numbers, priorities = np.zeros(5, np.uint16), np.zeros(5, np.float32)
+    return ChunkBatch.of(
+        [
+            Chunk(rows, starts, numbers[:starts], numbers[:starts], priorities[:starts], blocks)
+            for rows, starts, blocks in chunks
+        ]
+    )
+
+
 def gather(
     mirror: Mirror,
     slots: list[int],
@@ -59,20 +77,19 @@ def gather(
     lengths: list[int] | None = None,
 ) -> None:
     """Gather windows of length 1 unless told otherwise, without a prefix."""
-    longs = lengths or [1] * len(slots)
-    mirror.gather(
-        np.array(slots), np.array(start_rows), np.array(longs), np.zeros(len(slots), dtype=np.int64), buffer, offset
-    )
+    longs = np.array(lengths or [1] * len(slots))
+    none = np.zeros(len(slots), dtype=np.int64)
+    mirror.gather(np.array(slots), np.array(start_rows), longs, none, [Place(buffer, offset, len(slots))])
 
 
 def test_windows_are_gathered_from_all_columns(make_mirror: MakeMirror) -> None:
     mirror, buffer = make_mirror(4), BatchBuffer(SIGNATURE, 6)
     for slot in range(4):
-        mirror.put(slot, *chunk(slot + 1))
+        put(mirror, slot, *chunk(slot + 1))
     slots = np.array([3, 0, 2, 2], dtype=np.uint32)
     start_rows = np.array([2, 6, 4, 4], dtype=np.uint16)
     lengths, prefixes = np.array([3, 1, 2, 3], np.uint16), np.array([0, 2, 1, 0], np.uint16)
-    mirror.gather(slots, start_rows, lengths, prefixes, buffer, offset=1)
+    mirror.gather(slots, start_rows, lengths, prefixes, [Place(buffer, 1, 3), Place(buffer, 4, 1)])
     buffer.weights[1:5] = 0.5
     batch = buffer.as_window_batch()
     expected = (1000 * (slots + 1) + start_rows)[:, None].astype(np.int64) + np.arange(-2, 4)
@@ -93,16 +110,16 @@ def test_windows_are_gathered_from_all_columns(make_mirror: MakeMirror) -> None:
 
 def test_what_was_gathered_survives_the_next_page_in_the_slot(make_mirror: MakeMirror) -> None:
     mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
-    mirror.put(0, *chunk(1))
+    put(mirror, 0, *chunk(1))
     gather(mirror, [0], [4], buffer)
-    mirror.put(0, *chunk(2))
+    put(mirror, 0, *chunk(2))
     assert buffer.as_window_batch().columns["row_id"][0].tolist() == [1002, 1003, 1004, 1005, 1006, 1007]
 
 
 def test_rows_that_a_short_page_lacks_are_zeros_and_not_those_of_the_page_before(make_mirror: MakeMirror) -> None:
     mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 2)
-    mirror.put(0, *chunk(1))
-    mirror.put(0, *chunk(2, rows=5, starts=2))
+    put(mirror, 0, *chunk(1))
+    put(mirror, 0, *chunk(2, rows=5, starts=2))
     gather(mirror, [0, 0], [2, 3], buffer, lengths=[2, 1])
     batch = buffer.as_window_batch()
     assert batch.columns["row_id"].tolist() == [
@@ -120,7 +137,7 @@ def test_items_outside_their_page_are_refused_before_anything_is_read(
     make_mirror: MakeMirror, slot: int, start_row: int
 ) -> None:
     mirror, buffer = make_mirror(3), BatchBuffer(SIGNATURE, 2)
-    mirror.put(1, *chunk(1))
+    put(mirror, 1, *chunk(1))
     with pytest.raises(ValueError, match=f"item 1: slot {slot} of 3 has no start row {start_row} "):
         gather(mirror, [1, slot], [2, start_row], buffer)
     assert not buffer.as_window_batch().columns["row_id"].any()
@@ -128,39 +145,64 @@ def test_items_outside_their_page_are_refused_before_anything_is_read(
 
 def test_a_batch_that_is_too_small_is_refused(make_mirror: MakeMirror) -> None:
     mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 2)
-    mirror.put(0, *chunk(1))
+    put(mirror, 0, *chunk(1))
     with pytest.raises(ValueError, match="offset is 1, must be in"):
         gather(mirror, [0, 0], [2, 2], buffer, offset=1)
     with pytest.raises(ValueError, match="offset is -1, must be in"):
         gather(mirror, [0], [2], buffer, offset=-1)
     with pytest.raises(ValueError, match="must have one axis of one size"):
         gather(mirror, [0], [2, 2], buffer)
+    ones = np.array([1])
+    with pytest.raises(ValueError, match="places are of 2 items, must be of 1"):
+        mirror.gather(np.array([0]), np.array([2]), ones, ones, [Place(buffer, 0, 1), Place(buffer, 1, 1)])
 
 
 @pytest.mark.parametrize(("length", "prefix"), [(0, 0), (4, 0), (-1, 0), (1, 3), (1, -1)])
 def test_windows_longer_than_the_geometry_are_refused(make_mirror: MakeMirror, length: int, prefix: int) -> None:
     mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
-    mirror.put(0, *chunk(1))
+    put(mirror, 0, *chunk(1))
     with pytest.raises(ValueError, match=f"item 0: length is {length} and prefix {prefix}, must be in"):
-        mirror.gather(np.array([0]), np.array([4]), np.array([length]), np.array([prefix]), buffer)
+        mirror.gather(np.array([0]), np.array([4]), np.array([length]), np.array([prefix]), [Place(buffer, 0, 1)])
 
 
-def test_a_chunk_that_does_not_decode_leaves_its_slot_alone(make_mirror: MakeMirror) -> None:
-    mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
-    mirror.put(0, *chunk(1))
+def test_a_chunk_that_does_not_decode_leaves_an_empty_slot(make_mirror: MakeMirror) -> None:
+    mirror, buffer = make_mirror(2), BatchBuffer(SIGNATURE, 1)
+    mirror.put(np.array([0, 1]), batch_of(chunk(1), chunk(2)))
     rows, starts, blocks = chunk(2)
+    with pytest.raises(ValueError, match=r"slots span \[1, 2\], must be in \[0, 1\]"):
+        mirror.put(np.array([1, 2]), batch_of(chunk(3), chunk(4)))
+    with pytest.raises(ValueError, match=r"slots have shape \(1,\), must be \(2,\), one per chunk"):
+        mirror.put(np.array([1]), batch_of(chunk(3), chunk(4)))
     with pytest.raises(SignatureError, match="column 'observation'"):
-        mirror.put(0, rows, starts, (*blocks[:3], b"\xff" * 20, *blocks[4:]))
-    with pytest.raises(ValueError, match=r"slot is 1, must be in \[0, 0\]"):
-        mirror.put(1, rows, starts, blocks)
-    gather(mirror, [0], [2], buffer)
-    assert buffer.as_window_batch().columns["row_id"][0].tolist() == [1000, 1001, 1002, 1003, 1004, 1005]
+        put(mirror, 0, rows, starts, (*blocks[:3], b"\xff" * 20, *blocks[4:]))
+    with pytest.raises(ValueError, match="item 0: slot 0 of 2 has no start row 2 "):
+        gather(mirror, [0], [2], buffer)
+    gather(mirror, [1], [2], buffer)
+    assert buffer.as_window_batch().columns["row_id"][0].tolist() == [2000, 2001, 2002, 2003, 2004, 2005]
 
 
-def test_memory_is_what_the_signature_says(make_mirror: MakeMirror) -> None:
-    assert make_mirror(7).num_bytes == 7 * SIGNATURE.page_bytes
-    row = 8 + 1 + 2 + 6 + 12
-    assert BatchBuffer(SIGNATURE, 5).num_bytes == 5 * (SIGNATURE.geometry.window * row + 16)
+@pytest.mark.parametrize(
+    ("rows", "starts", "error"),
+    [(11, 5, r"chunk\.rows is 11"), (7, 0, r"chunk\.starts is 0"), (9, 5, "'row_id': block has 80 bytes, must be 72")],
+)
+def test_chunks_of_another_shape_are_refused(make_mirror: MakeMirror, rows: int, starts: int, error: str) -> None:
+    mirror = make_mirror(1)
+    with pytest.raises(SignatureError, match=error):
+        put(mirror, 0, rows, starts, chunk(1)[2])
+
+
+def test_memory_is_that_of_the_records(make_mirror: MakeMirror) -> None:
+    row, item = 32, 16  # 8 + 12 + 2 + 6 + 1 and 3 to make whole words; 8 + 8
+    layout = RecordLayout(SIGNATURE)
+    assert layout.page_bytes == 10 * row + 5 * item
+    assert make_mirror(7).num_bytes == 7 * layout.page_bytes
+    assert BatchBuffer(SIGNATURE, 5).num_bytes == 5 * (SIGNATURE.geometry.window * row + item)
+
+
+def test_columns_of_a_record_are_apart_and_aligned() -> None:
+    step = RecordLayout(SIGNATURE).step
+    assert [column.name for column in step.columns] == ["row_id", "bytes12", "age", "observation", "kind"]
+    assert step.begins == (0, 8, 20, 22, 28)
 
 
 def test_a_type_without_counterpart_in_torch_is_refused() -> None:
@@ -171,7 +213,7 @@ def test_a_type_without_counterpart_in_torch_is_refused() -> None:
 
 def test_a_batch_moves_to_a_device_whole(make_mirror: MakeMirror) -> None:
     mirror, buffer = make_mirror(1), BatchBuffer(SIGNATURE, 1)
-    mirror.put(0, *chunk(1))
+    put(mirror, 0, *chunk(1))
     gather(mirror, [0], [2], buffer)
     batch = buffer.as_window_batch()
     moved = batch.to(torch.device("meta"))
@@ -239,7 +281,7 @@ def test_batches_kept_ready_hold_their_own_rows_though_every_slot_is_rewritten_b
     for reply in range(40):
         pages = rng.permutation(np.arange(4)) + 4 * reply  # page p lives in slot p mod 4; its number is never reused
         for page in pages:
-            mirror.put(int(page) % 4, *chunk(int(page)))
+            put(mirror, int(page) % 4, *chunk(int(page)))
         drawn = rng.choice(pages, 16)
         start_rows = rng.integers(2, 7, 16)
         buffer = ring.acquire(timeout=0)
