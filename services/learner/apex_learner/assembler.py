@@ -177,6 +177,11 @@ class BatchAssembler:
         return self._request_number
 
     @property
+    def batches_per_request(self) -> int:
+        """As many as one request asks for at present, if there is room for them."""
+        return self._depth.batches_per_request
+
+    @property
     def batches_in_flight(self) -> int:
         """Batches asked for and not complete yet."""
         return self._batches_in_flight

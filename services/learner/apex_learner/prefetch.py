@@ -19,8 +19,7 @@ from apexrl.types import SignatureError, TableTotals
 
 log = get_logger(__name__)
 
-#: The longest that a freed place in the ring waits to be noticed: a fifth of what is kept ready. Every turn takes the
-#: interpreter from the update for a moment.
+#: The longest between two turns. Every turn takes the interpreter from the update for a moment.
 TURN_SECONDS = 0.05
 #: Insert limits are looked at at least this often, also while nothing may be drawn; sent when they have changed.
 LIMITS_SECONDS = 0.2
@@ -71,6 +70,7 @@ class Prefetcher:
         self._on_totals = on_totals
         self._on_latency = on_latency
         self._ready: queue.Queue[BatchBuffer] = queue.Queue()
+        self._taken = 0
         self._stopping = threading.Event()
         self._limits_sent = 0.0
         self._failure: BaseException | None = None
@@ -82,17 +82,23 @@ class Prefetcher:
         return self._ready.qsize()
 
     def next(self, timeout_seconds: float) -> BatchBuffer | None:
-        """The next batch, or None after ``timeout_seconds``.
+        """The next batch, or None after ``timeout_seconds``. Called by one thread.
 
         Raises:
             Fenced: a learner of a higher epoch has taken over.
         """
         try:
-            return self._ready.get(timeout=timeout_seconds)
+            batch = self._ready.get(timeout=timeout_seconds)
         except queue.Empty:
             if self._failure is not None:
                 raise self._failure from None
             return None
+        # With all batches ready no reply will come, and a fast learner has used them up before the next turn is due.
+        self._taken += 1
+        if self._taken >= self._assembler.batches_per_request:
+            self._taken = 0
+            self._wake.set()
+        return batch
 
     def release(self, batch: BatchBuffer) -> None:
         """Give a batch's memory back."""
