@@ -22,7 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import numpy as np
 
-from apex_learner.process import pick_device
+from apex_learner.devices import pick_device
 from apexrl.telemetry.logging import configure_logging
 from benchmarks.aggregation import spread
 from benchmarks.learner_scene import own_overrides, scene

@@ -19,7 +19,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import numpy as np
 import torch
 
-from apex_learner.process import make_state, pick_device
+from apex_learner.devices import pick_device
+from apex_learner.process import make_state
 from apexrl.algorithms import make_algorithm
 from apexrl.config import ExperimentConfig
 from apexrl.env_types import DiscreteActions, EnvSpec

@@ -254,7 +254,8 @@ class LearnerConfig:
     """CPU threads that each take an equal part of every batch through forward and backward pass. Where actors use the
     same cores this beats sharing operations, with ``threads`` 1. Without effect on CUDA."""
     compile: bool = False
-    """Run the loss, on CUDA with the stacking of frames, and RMSProp through torch.compile."""
+    """Run the loss, on CUDA with the stacking of frames, and RMSProp through torch.compile. Needs a compiler: g++, or
+    gcc or clang on CUDA."""
     cuda_graph: bool = True
     """On CUDA, launch each update as one graph, captured after the first few. Without effect on a CPU."""
     batch_size: int = 512

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from apex_learner.coordinator import Progress
+from apex_learner.devices import pick_device, pick_mirror_device, require_compiler
 from apex_learner.publisher import Publisher
 from apex_learner.rates import Rates
 from apex_learner.sampling import Sampling
@@ -45,29 +46,6 @@ SWITCH_INTERVAL_SECONDS = 0.0001
 EPOCH_QUESTION_SECONDS = 1.0
 STATUS_SECONDS = 0.5
 LOG_SECONDS = 10.0
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that ``learner.device`` names.
-
-    Raises:
-        ConfigError: cuda was asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError("learner.device is 'cuda', but torch finds no CUDA device; use 'cpu' or 'auto'")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
-
-
-def pick_mirror_device(name: str, device: torch.device) -> torch.device:
-    """The device that ``learner.mirror_device`` names, for updates on ``device``.
-
-    Raises:
-        ConfigError: it is neither the host nor where the updates run.
-    """
-    if name == "cuda" and device.type != "cuda":
-        raise ConfigError("learner.mirror_device is 'cuda', but updates run on the CPU; use 'cpu' or 'auto'")
-    return device if name != "cpu" else torch.device("cpu")
 
 
 def make_state(config: ExperimentConfig[Any], algorithm: Algorithm, device: torch.device) -> LearnerState:
@@ -105,6 +83,8 @@ class LearnerProcess:
         (self._table,) = self._algorithm.tables()
         device = pick_device(config.learner.device)
         mirror_device = pick_mirror_device(config.learner.mirror_device, device)
+        if config.learner.compile:
+            require_compiler(device)
         self._store = CheckpointStore(run.checkpoints, config.learner.keep_checkpoints)
         try:
             self._instance = os.urandom(16)
