@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from apexrl.compiled import compiled, types
 from apexrl.experience.codec import encode_blocks
 from apexrl.experience.lane_buffers import LaneBuffer
 from apexrl.experience.rows import MAX_AGE
@@ -28,15 +27,7 @@ _AFTER_ACTION = ("action", "reward", "continuation")
 _FIRST, _LAST = int(RowKind.FIRST), int(RowKind.LAST)
 
 
-_types: Any = numba.types
-
-
-# Compiled at import, and not in the first step.
-@numba.njit(
-    [(_types.uint8[::1], _types.uint16[::1], _types.uint8[::1], _types.uint16[::1], _types.boolean)],
-    nogil=True,
-    cache=True,
-)
+@compiled((types.uint8[::1], types.uint16[::1], types.uint8[::1], types.uint16[::1], types.boolean))
 def _first_wrong_lane(
     kinds: npt.NDArray[np.uint8],
     ages: npt.NDArray[np.uint16],

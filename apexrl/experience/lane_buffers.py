@@ -8,23 +8,20 @@ costs more than gathering them once per chunk.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from apexrl.compiled import compiled, types
 from apexrl.types import Array
 
 #: Bytes of a row from which on a column lies lane by lane.
 LANE_BY_LANE_BYTES = 256
 
-_types: Any = numba.types
-_WORDS = (_types.uint8, _types.uint16, _types.uint32, _types.uint64)
+_WORDS = (types.uint8, types.uint16, types.uint32, types.uint64)
 
 
-# Compiled at import, for every word that there is, and not within the first chunk.
-@numba.njit([(word[:, ::1], _types.int64, _types.int64) for word in _WORDS], nogil=True, cache=True)
+@compiled(*((word[:, ::1], types.int64, types.int64) for word in _WORDS))
 def _move_words(words: npt.NDArray[np.unsignedinteger], begin: int, end: int) -> None:
     """Move words ``begin`` to ``end`` of each row of ``words`` [L, n] to its front.
 

@@ -7,13 +7,13 @@ touched*. Nothing refers to slots after that, so a slot may be overwritten at an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from apexrl.chunk_batch import ChunkBatch
+from apexrl.compiled import compiled, types
 from apexrl.experience.batch import BatchBuffer
 from apexrl.experience.decoding import check_chunks_shape
 from apexrl.experience.records import RecordLayout
@@ -21,11 +21,8 @@ from apexrl.types import Signature
 
 Ints = npt.NDArray[np.int64]
 
-_types: Any = numba.types
 
-
-# Compiled at import and not within the first batch.
-@numba.njit([(_types.int64[::1], _types.int64[::1], _types.int64[:, ::1], _types.int64)], nogil=True, cache=True)
+@compiled((types.int64[::1], types.int64[::1], types.int64[:, ::1], types.int64))
 def _copy_words(source: Ints, first_words: Ints, out: Ints, offset: int) -> None:
     """Copy ``out.shape[1]`` words of flat ``source`` from each of ``first_words`` to rows ``offset`` and following."""
     width = out.shape[1]

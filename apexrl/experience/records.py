@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from apexrl.chunk_batch import ChunkBatch
+from apexrl.compiled import compiled, readonly, types
 from apexrl.experience.codec import decode_bytes
 from apexrl.types import Codec, ColumnSpec, Scope, Signature
 
@@ -26,24 +25,17 @@ _LARGEST_ALIGNMENT = 16
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
-_types: Any = numba.types
 
-
-# Compiled at import and not within the first batch.
-@numba.njit(
-    [
-        (
-            _types.Array(_types.uint8, 1, "C", readonly=True),
-            _types.int64[::1],
-            _types.int64[::1],
-            _types.int64,
-            _types.uint8[::1],
-            _types.int64[::1],
-            _types.int64,
-        )
-    ],
-    nogil=True,
-    cache=True,
+@compiled(
+    (
+        readonly(types.uint8),
+        types.int64[::1],
+        types.int64[::1],
+        types.int64,
+        types.uint8[::1],
+        types.int64[::1],
+        types.int64,
+    )
 )
 def _scatter(
     values: Bytes, begins: Ints, counts: Ints, value_bytes: int, memory: Bytes, firsts: Ints, record_bytes: int

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from apexrl.compiled import compiled, readonly, types
 from apexrl.replay.keys import PAGE_MASK, START_ROW_BITS, START_ROW_MASK
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _compiled(*arguments: Any) -> Callable[[F], F]:
-    """Compiled at import, once: keys that came over the wire are read-only, and would be compiled for anew."""
-    return cast(Callable[[F], F], numba.njit([arguments], cache=True, nogil=True))
-
-
-_types: Any = numba.types
-_INT = _types.int64
-_INTS_OUT = _types.int64[::1]
-_INTS_IN = _types.Array(_types.int64, 1, "C", readonly=True)
-_KEYS_OUT = _types.uint64[::1]
-_KEYS_IN = _types.Array(_types.uint64, 1, "C", readonly=True)
-_WORDS_OUT = _types.uint32[::1]
-_HALVES_OUT = _types.uint16[::1]
+_INT = types.int64
+_INTS_OUT = types.int64[::1]
+_INTS_IN = readonly(types.int64)
+_KEYS_OUT = types.uint64[::1]
+_KEYS_IN = readonly(types.uint64)
+_WORDS_OUT = types.uint32[::1]
+_HALVES_OUT = types.uint16[::1]
 #: A column of records.
-_HALVES_IN = _types.uint16[:]
+_HALVES_IN = types.uint16[:]
 
 _START_ROW_BITS = np.uint64(START_ROW_BITS)
 _PAGE_KEY_MASK = ~START_ROW_MASK
 
 
-@_compiled(_KEYS_IN, _KEYS_IN, _HALVES_IN, _INT, _INT, _INTS_OUT, _INTS_OUT)
+@compiled((_KEYS_IN, _KEYS_IN, _HALVES_IN, _INT, _INT, _INTS_OUT, _INTS_OUT))
 def leaves_of_keys(
     keys: npt.NDArray[np.uint64],
     page_keys: npt.NDArray[np.uint64],
@@ -63,18 +51,20 @@ def leaves_of_keys(
     return count
 
 
-@_compiled(
-    _INTS_IN,
-    _KEYS_IN,
-    _HALVES_IN,
-    _HALVES_IN,
-    _INT,
-    _INT,
-    _KEYS_OUT,
-    _WORDS_OUT,
-    _HALVES_OUT,
-    _HALVES_OUT,
-    _HALVES_OUT,
+@compiled(
+    (
+        _INTS_IN,
+        _KEYS_IN,
+        _HALVES_IN,
+        _HALVES_IN,
+        _INT,
+        _INT,
+        _KEYS_OUT,
+        _WORDS_OUT,
+        _HALVES_OUT,
+        _HALVES_OUT,
+        _HALVES_OUT,
+    )
 )
 def describe_leaves(
     leaves: npt.NDArray[np.int64],

@@ -6,27 +6,16 @@ no fastmath, and a node's sum is always ((c0 + c1) + (c2 + c3)) + ((c4 + c5) + (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
-F = TypeVar("F", bound=Callable[..., Any])
+from apexrl.compiled import compiled, readonly, types
 
-
-def _compiled(*arguments: Any) -> Callable[[F], F]:
-    """Compiled at import, so that no request waits for it, and once for arrays that may be written and those not."""
-    return cast(Callable[[F], F], numba.njit([arguments], cache=True, nogil=True))
-
-
-_types: Any = numba.types
-_INT = _types.int64
-_INTS = _types.int64[::1]
-_INTS_IN = _types.Array(_types.int64, 1, "C", readonly=True)
-_FLOATS = _types.float64[::1]
-_FLOATS_IN = _types.Array(_types.float64, 1, "C", readonly=True)
+_INT = types.int64
+_INTS = types.int64[::1]
+_INTS_IN = readonly(types.int64)
+_FLOATS = types.float64[::1]
+_FLOATS_IN = readonly(types.float64)
 
 #: Searches that descend together, so that their cache misses overlap.
 SEARCHES_AT_ONCE = 64
@@ -39,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-@_compiled(_FLOATS, _INT)
+@compiled((_FLOATS, _INT))
 def _sum_of_children(tree: Floats, first: int) -> float:
     left = (tree[first] + tree[first + 1]) + (tree[first + 2] + tree[first + 3])
     right = (tree[first + 4] + tree[first + 5]) + (tree[first + 6] + tree[first + 7])
@@ -47,7 +36,7 @@ def _sum_of_children(tree: Floats, first: int) -> float:
     return total
 
 
-@_compiled(_INT, _INTS_IN, _FLOATS_IN)
+@compiled((_INT, _INTS_IN, _FLOATS_IN))
 def find_bad(num_leaves: int, leaves: Ints, weights: Floats) -> int:
     """Position of the first leaf out of range or weight that is negative or not finite; -1 = none."""
     for k in range(leaves.size):
@@ -56,7 +45,7 @@ def find_bad(num_leaves: int, leaves: Ints, weights: Floats) -> int:
     return -1
 
 
-@_compiled(_FLOATS, _INTS, _INTS, _INTS_IN, _FLOATS_IN)
+@compiled((_FLOATS, _INTS, _INTS, _INTS_IN, _FLOATS_IN))
 def set_leaves(tree: Floats, offsets: Ints, widths: Ints, leaves: Ints, weights: Floats) -> None:
     """Write leaves in order (of duplicates the last wins), then recompute every ancestor from its children."""
     nodes = np.empty(leaves.size, np.int64)
@@ -90,7 +79,7 @@ def set_leaves(tree: Floats, offsets: Ints, widths: Ints, leaves: Ints, weights:
         count = kept
 
 
-@_compiled(_FLOATS, _INTS, _FLOATS_IN, _INTS, _FLOATS)
+@compiled((_FLOATS, _INTS, _FLOATS_IN, _INTS, _FLOATS))
 def find_leaves(tree: Floats, offsets: Ints, targets: Floats, leaves: Ints, weights: Floats) -> float:
     """Descend from the root for every target; writes the leaf reached and its weight.
 
