@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 #: Numba's types, which have no annotations.
 types: Any = numba.types
@@ -25,3 +27,29 @@ def compiled(*signatures: tuple[Any, ...]) -> Callable[[Loop], Loop]:
 def readonly(element: Any) -> Any:
     """A contiguous vector that need not be writable, as those over bytes that came over the wire are not."""
     return types.Array(element, 1, "C", readonly=True)
+
+
+def _copy_words(typing_context: Any, out: Any, at: Any, source: Any, begin: Any, count: Any) -> Any:
+    """Copy ``count`` elements of ``source`` from ``begin`` on to ``out`` from ``at`` on.
+
+    Both are contiguous arrays of one type, with elements numbered across all axes, and do not overlap; nothing is
+    checked. It is the C library's memcpy: on runs of kilobytes a quarter faster than the loop of an assignment,
+    because it does not read what it will write.
+    """
+    signature = types.void(out, at, source, begin, count)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        to, first, of, start, number = arguments
+        target, _, origin, _, _ = signature.args
+        at_target = builder.gep(context.make_array(target)(context, builder, to).data, [first])
+        at_origin = builder.gep(context.make_array(origin)(context, builder, of).data, [start])
+        cgutils.raw_memcpy(  # type: ignore[no-untyped-call]
+            builder, at_target, at_origin, number, target.dtype.bitwidth // 8
+        )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+#: For compiled loops; see the function it is made of. ``copy_words(out, at, source, begin, count)``
+copy_words: Any = intrinsic(_copy_words)

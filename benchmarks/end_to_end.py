@@ -166,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = made.parse_known_args(arguments)
     configure_logging("benchmark", log_format="console", level="ERROR")
     own = ["--learner.batch-size", "512", "--replay.min-items", "2000", "--replay.capacity-items", "20000"]
+    # The limiter's slack is some multiple of this: with it large, actors or learner run ahead for whole windows.
+    own += ["--learner.prefetch-batches", "4"]
     config = load(options.config, overrides, [*own, "--learner.max-seconds", "0", "--local.evaluators", "0"])
     settings = rllib_settings(config, options.workers, options.lanes)
     with PeerProcess(peer_python("rllib"), "benchmarks/peers/rllib_worker.py", json.dumps(settings)) as peer:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apexrl.chunk_batch import ChunkBatch
-from apexrl.compiled import compiled, types
+from apexrl.compiled import compiled, copy_words, types
 from apexrl.experience.batch import BatchBuffer
 from apexrl.experience.decoding import check_chunks_shape
 from apexrl.experience.records import RecordLayout
@@ -23,12 +23,11 @@ Ints = npt.NDArray[np.int64]
 
 
 @compiled((types.int64[::1], types.int64[::1], types.int64[:, ::1], types.int64))
-def _copy_words(source: Ints, first_words: Ints, out: Ints, offset: int) -> None:
+def _copy_windows(source: Ints, first_words: Ints, out: Ints, offset: int) -> None:
     """Copy ``out.shape[1]`` words of flat ``source`` from each of ``first_words`` to rows ``offset`` and following."""
     width = out.shape[1]
     for i in range(first_words.size):
-        begin = first_words[i]
-        out[offset + i, :] = source[begin : begin + width]
+        copy_words(out, (offset + i) * width, source, first_words[i], width)
 
 
 class Place(NamedTuple):
@@ -222,9 +221,9 @@ class HostMirror:
         begin = 0
         for buffer, offset, count in places:
             own = slice(begin, begin + count)
-            _copy_words(self._steps.view(np.int64), first_steps[own], buffer.memory.steps.numpy(), offset)
+            _copy_windows(self._steps.view(np.int64), first_steps[own], buffer.memory.steps.numpy(), offset)
             if item:
-                _copy_words(self._items.view(np.int64), first_items[own], buffer.memory.items.numpy(), offset)
+                _copy_windows(self._items.view(np.int64), first_items[own], buffer.memory.items.numpy(), offset)
             buffer.lengths[offset : offset + count] = lengths[own]
             buffer.prefixes[offset : offset + count] = prefixes[own]
             begin += count
