@@ -9,6 +9,7 @@ See docs/algorithms/apex_dqn.md for what is the paper's and what is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
@@ -151,7 +152,9 @@ class ApexDQN:
         loss_of_windows: Callable[..., LossOutput] = self._loss_of_windows
         self._loss = torch.compile(loss, dynamic=False) if self._compile else loss
         self._whole_loss = torch.compile(loss_of_windows, dynamic=False) if self._compile else loss_of_windows
-        self._parallel: BatchParallel[LossOutput] = BatchParallel(config.learner.batch_threads)
+        self._parallel: BatchParallel[LossOutput] = BatchParallel(
+            config.learner.batch_threads, row_values=math.prod(spec.network_input_shape(self._stack))
+        )
         self._step = CapturedStep(self._gradient_step, enabled=config.learner.cuda_graph)
 
     def make_networks(self) -> QNetwork:

@@ -7,6 +7,7 @@ brings its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -186,7 +187,9 @@ class DeterministicPolicyAlgorithm:
         self._estimates = table.config.reads_priorities and config.replay.initial_priority == "actor"
         self._compare = torch.compile(self._compared, dynamic=False) if config.learner.compile else self._compared
         self._value = torch.compile(self._value_of, dynamic=False) if config.learner.compile else self._value_of
-        self._parallel: BatchParallel[LossOutput] = BatchParallel(config.learner.batch_threads)
+        self._parallel: BatchParallel[LossOutput] = BatchParallel(
+            config.learner.batch_threads, row_values=math.prod(spec.network_input_shape(self._stack))
+        )
         self._step = CapturedStep(self._gradient_step, enabled=config.learner.cuda_graph)
 
     def make_networks(self) -> ActorCritic:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from apexrl.ops.batch_parallel import BatchParallel, split_rows
+from apexrl.ops.batch_parallel import PART_BYTES, BatchParallel, split_rows
 
 
 def model() -> nn.Sequential:
@@ -26,7 +26,8 @@ def images(size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 16])
-def test_gradients_of_parts_are_those_of_the_whole(num_threads: int) -> None:
+@pytest.mark.parametrize(("largest_part", "least_parts"), [(7, 1), (2, 4), (1, 7)])
+def test_gradients_of_parts_are_those_of_the_whole(num_threads: int, largest_part: int, least_parts: int) -> None:
     network, batch = model(), images(7)
     parameters = list(network.parameters())
     expected = torch.autograd.grad(network(batch).square().mean(), parameters)
@@ -35,7 +36,11 @@ def test_gradients_of_parts_are_those_of_the_whole(num_threads: int) -> None:
         values = network(batch[rows])
         return values.square().mean(), values.detach()
 
-    outputs, gradients = BatchParallel[torch.Tensor](num_threads).gradients(loss, parameters, len(batch))
+    parallel = BatchParallel[torch.Tensor](num_threads, row_values=PART_BYTES // 4 // largest_part)
+    outputs, gradients = parallel.gradients(loss, parameters, len(batch))
+    assert min(7, num_threads) <= len(outputs)
+    assert least_parts <= len(outputs)
+    assert all(len(output) <= largest_part for output in outputs)
     torch.testing.assert_close(torch.cat(outputs), network(batch).detach())
     for gradient, whole, parameter in zip(gradients, expected, parameters, strict=True):
         torch.testing.assert_close(gradient, whole, rtol=1e-12, atol=1e-12)
@@ -50,7 +55,7 @@ def test_parts_run_at_the_same_time_on_threads_of_their_own() -> None:
         together.wait()
         return parameter * 2.0, threading.get_ident()
 
-    outputs, (gradient,) = BatchParallel[int](3).gradients(loss, [parameter], 3)
+    outputs, (gradient,) = BatchParallel[int](3, row_values=1).gradients(loss, [parameter], 3)
     assert outputs[0] == threading.get_ident()
     assert len(set(outputs)) == 3
     assert gradient.item() == pytest.approx(2.0)
@@ -65,12 +70,12 @@ def test_an_error_in_a_part_reaches_the_caller() -> None:
         return parameter * 1.0, None
 
     with pytest.raises(ValueError, match="the second part is broken"):
-        BatchParallel[None](2).gradients(loss, [parameter], 4)
+        BatchParallel[None](2, row_values=1).gradients(loss, [parameter], 4)
 
 
 def test_no_threads_are_refused() -> None:
     with pytest.raises(ValueError, match="num_threads is 0"):
-        BatchParallel[None](0)
+        BatchParallel[None](0, row_values=1)
 
 
 @given(st.integers(1, 300), st.integers(1, 40))
