@@ -42,7 +42,12 @@ from benchmarks.windows import Window, interleave, ratios
 
 SUBJECT = "streams"
 #: A small budget has small slabs: they have all been written to when the table has turned over once.
-OWN_OVERRIDES = ("--actor.lanes", "1", "--replay.budget-bytes", str(64 << 20))
+#: And no limiter: it would wait for a learner.
+OWN_OVERRIDES = (
+    *("--actor.lanes", "1"),
+    *("--replay.budget-bytes", str(64 << 20)),
+    *("--replay.samples-per-insert", "0", "--replay.slack-items", "0"),
+)
 #: Of the table's capacity, inserted before the first window: pages come and go from there on.
 FILL = 1.6
 #: Bursts of each stream before the first window.
