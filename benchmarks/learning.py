@@ -22,7 +22,6 @@ from benchmarks.learning_run import (
     Outcome,
     RunFailedError,
     config_digest,
-    load_config,
     load_outcome,
     run_seed,
     seed_directory,
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.append:
         outcomes += others(subject, set(seeds), options.work_dir)
     outcomes.sort(key=lambda one: one.seed)
-    metrics = summarize(subject, outcomes, load_config(subject).learner.max_frames)
+    metrics = summarize(subject, outcomes)
     print(table(subject, metrics))
     met = goals_met(metrics, subject.goals)
     print("goals met" if met else "goals NOT met")

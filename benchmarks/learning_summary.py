@@ -13,13 +13,12 @@ from benchmarks.learning_run import Outcome
 from benchmarks.subjects import Subject
 
 
-def summarize(subject: Subject, outcomes: Sequence[Outcome], frames_budget: int) -> dict[str, Any]:
+def summarize(subject: Subject, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The metrics of a learning proof. One seed's score is its mean return over the final greedy episodes.
 
     Args:
         subject: what was learned.
         outcomes: one per seed.
-        frames_budget: at which the configuration ends a run.
 
     Raises:
         ValueError: there are no outcomes.
@@ -38,7 +37,7 @@ def summarize(subject: Subject, outcomes: Sequence[Outcome], frames_budget: int)
         "num_seeds_reaching": len(reached),
         "threshold": subject.threshold,
         "random_return": subject.random_return,
-        "frames_budget": frames_budget,
+        "frames_max": max(outcome.frames for outcome in outcomes),
         "seconds_to_threshold_median": _median([outcome.threshold_seconds for outcome in outcomes]),
         "seconds_to_threshold_max": _maximum([outcome.threshold_seconds for outcome in outcomes]),
         "frames_to_threshold_median": _median([outcome.threshold_frames for outcome in outcomes]),

@@ -22,7 +22,7 @@ class Subject:
     """Mean return of random play."""
     seeds: tuple[int, ...]
     frames_budget: int | None
-    """Environment frames within which it must happen; None where only time counts."""
+    """Environment frames that no seed may have played more of at its end; None where only time counts."""
     limit_seconds: float
     """A run that has not ended by itself is stopped (and then counts as it is) after this wall-clock."""
     evaluation_episodes: int
@@ -49,10 +49,12 @@ class Subject:
             "iqm_ci95_low": {"at_least": round(self.random_return + 0.9 * (self.threshold - self.random_return), 3)},
             "num_seeds": {"at_least": len(self.seeds)},
         }
-        for name in ("frames_budget", "seconds_to_threshold_max", "seconds_to_threshold_median"):
-            bound = getattr(self, name)
-            if bound is not None:
-                goals[name] = {"at_most": bound}
+        upper = {
+            "frames_max": self.frames_budget,
+            "seconds_to_threshold_max": self.seconds_to_threshold_max,
+            "seconds_to_threshold_median": self.seconds_to_threshold_median,
+        }
+        goals |= {name: {"at_most": bound} for name, bound in upper.items() if bound is not None}
         return goals
 
 
