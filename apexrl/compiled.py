@@ -29,27 +29,27 @@ def readonly(element: Any) -> Any:
     return types.Array(element, 1, "C", readonly=True)
 
 
-def _copy_words(typing_context: Any, out: Any, at: Any, source: Any, begin: Any, count: Any) -> Any:
-    """Copy ``count`` elements of ``source`` from ``begin`` on to ``out`` from ``at`` on.
+def _copy_to(typing_context: Any, address: Any, source: Any, begin: Any, count: Any) -> Any:
+    """Copy ``count`` elements of ``source`` from ``begin`` on to the memory at ``address``.
 
-    Both are contiguous arrays of one type, with elements numbered across all axes, and do not overlap; nothing is
-    checked. It is the C library's memcpy: on runs of kilobytes a quarter faster than the loop of an assignment,
-    because it does not read what it will write.
+    ``source`` is contiguous, and its elements are numbered across all axes; nothing is checked. With addresses one call
+    of a loop serves any number of targets. It is the C library's memcpy: on runs of kilobytes a quarter faster than the
+    loop of an assignment, because it does not read what it will write.
     """
-    signature = types.void(out, at, source, begin, count)
+    signature = types.void(address, source, begin, count)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        to, first, of, start, number = arguments
-        target, _, origin, _, _ = signature.args
-        at_target = builder.gep(context.make_array(target)(context, builder, to).data, [first])
+        to, of, start, number = arguments
+        _, origin, _, _ = signature.args
         at_origin = builder.gep(context.make_array(origin)(context, builder, of).data, [start])
+        at_target = builder.inttoptr(to, at_origin.type)
         cgutils.raw_memcpy(  # type: ignore[no-untyped-call]
-            builder, at_target, at_origin, number, target.dtype.bitwidth // 8
+            builder, at_target, at_origin, number, origin.dtype.bitwidth // 8
         )
         return context.get_dummy_value()
 
     return signature, generate
 
 
-#: For compiled loops; see the function it is made of. ``copy_words(out, at, source, begin, count)``
-copy_words: Any = intrinsic(_copy_words)
+#: For compiled loops; see the function it is made of. ``copy_to(address, source, begin, count)``
+copy_to: Any = intrinsic(_copy_to)

@@ -211,7 +211,9 @@ class BatchRing:
         if num_buffers < 1:
             raise ValueError(f"num_buffers is {num_buffers}, must be at least 1")
         self._buffers = [BatchBuffer(signature, batch_size, device) for _ in range(num_buffers)]
-        self._free = list(self._buffers)
+        #: By identity: these are asked for on the trainer's thread, once per update.
+        self._own = {id(buffer) for buffer in self._buffers}
+        self._free = {id(buffer): buffer for buffer in self._buffers}
         self._freed = threading.Condition()
         self._blocked_seconds = 0.0
 
@@ -246,7 +248,7 @@ class BatchRing:
             self._blocked_seconds += time.monotonic() - began
             if not ready:
                 raise TimeoutError(f"none of {len(self._buffers)} batch buffers became free within {timeout} s")
-            return self._free.pop()
+            return self._free.popitem()[1]
 
     def release(self, buffer: BatchBuffer) -> None:
         """Give a buffer back; nothing may read it any more.
@@ -255,9 +257,9 @@ class BatchRing:
             ValueError: the buffer is not of this ring, or is free already.
         """
         with self._freed:
-            if not any(buffer is own for own in self._buffers):
+            if id(buffer) not in self._own:
                 raise ValueError("the buffer is not one of this ring's")
-            if any(buffer is free for free in self._free):
+            if id(buffer) in self._free:
                 raise ValueError("the buffer is free already")
-            self._free.append(buffer)
+            self._free[id(buffer)] = buffer
             self._freed.notify()

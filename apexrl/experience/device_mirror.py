@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from apexrl.chunk_batch import ChunkBatch
-from apexrl.experience.mirror import Place, SlotBook
+from apexrl.experience.mirror import Place, SlotBook, note_items
 from apexrl.experience.records import WORD_BYTES, RecordLayout
 from apexrl.types import Signature
 
@@ -149,11 +149,7 @@ class DeviceMirror:
                 items = torch.split(self._indices(slot_numbers * self._geometry.starts + first_rows), sizes)
                 for (buffer, offset, count), own in zip(places, items, strict=True):
                     torch.index_select(self._item_records, 0, own, out=buffer.memory.items[offset : offset + count])
-        begin = 0
-        for buffer, offset, count in places:
-            buffer.lengths[offset : offset + count] = lengths[begin : begin + count]
-            buffer.prefixes[offset : offset + count] = prefixes[begin : begin + count]
-            begin += count
+        note_items(places, lengths, prefixes)
 
     def _indices(self, values: npt.NDArray[np.int64]) -> torch.Tensor:
         """Indices on the device. Torch's pool gives no pinned memory away before the copies out of it are done."""

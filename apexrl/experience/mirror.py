@@ -11,23 +11,26 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from apexrl.chunk_batch import ChunkBatch
-from apexrl.compiled import compiled, copy_words, types
+from apexrl.compiled import compiled, copy_to, types
 from apexrl.experience.batch import BatchBuffer
 from apexrl.experience.decoding import check_chunks_shape
-from apexrl.experience.records import RecordLayout
+from apexrl.experience.records import WORD_BYTES, Bytes, Ints, Record, RecordLayout
 from apexrl.types import Signature
 
-Ints = npt.NDArray[np.int64]
 
-
-@compiled((types.int64[::1], types.int64[::1], types.int64[:, ::1], types.int64))
-def _copy_windows(source: Ints, first_words: Ints, out: Ints, offset: int) -> None:
-    """Copy ``out.shape[1]`` words of flat ``source`` from each of ``first_words`` to rows ``offset`` and following."""
-    width = out.shape[1]
-    for i in range(first_words.size):
-        copy_words(out, (offset + i) * width, source, first_words[i], width)
+@compiled((types.int64[::1], types.int64[::1], types.int64, types.int64[::1], types.int64[::1]))
+def _copy_windows(source: Ints, first_words: Ints, width: int, addresses: Ints, sizes: Ints) -> None:
+    """Copy ``width`` words of ``source`` from each of ``first_words`` on: ``sizes[0]`` of them to the memory at
+    ``addresses[0]``, one behind the other, the next ``sizes[1]`` to ``addresses[1]``, and so on.
+    """
+    window = 0
+    for place in range(sizes.size):
+        for row in range(sizes[place]):
+            copy_to(addresses[place] + row * width * WORD_BYTES, source, first_words[window], width)
+            window += 1
 
 
 class Place(NamedTuple):
@@ -132,6 +135,8 @@ class SlotBook:
         """[n] row of its page at which each item's window begins; errors as :meth:`Mirror.gather`."""
         count = slots.size
         for buffer, offset, own in places:
+            if buffer.memory.layout.signature != self._signature:
+                raise ValueError("a place's buffer was made for another signature than the mirror")
             if not 0 <= offset <= buffer.batch_size - own:
                 raise ValueError(f"offset is {offset}, must be in [0, {buffer.batch_size - own}] for {own} items")
         if (total := sum(place.size for place in places)) != count:
@@ -172,6 +177,30 @@ class SlotBook:
                 f"item {i}: length is {lengths[i]} and prefix {prefixes[i]}, must be in [1, {behind[i]}] and "
                 f"[0, {context}]: its page has no more rows"
             )
+
+
+def note_items(places: Sequence[Place], lengths: npt.NDArray[np.integer], prefixes: npt.NDArray[np.integer]) -> None:
+    """Write the items' ``lengths`` and ``prefixes`` [n] to the buffers of their places."""
+    begin = 0
+    for buffer, offset, size in places:
+        buffer.lengths[offset : offset + size] = lengths[begin : begin + size]
+        buffer.prefixes[offset : offset + size] = prefixes[begin : begin + size]
+        begin += size
+
+
+def _copy_records(
+    memory: Bytes, record: Record, run: int, firsts: Ints, targets: Sequence[tuple[torch.Tensor, int]], sizes: Ints
+) -> None:
+    """Copy ``run`` records of ``memory`` from each of ``firsts`` on to a row: ``sizes[i]`` of them to ``targets[i]``,
+    which is a tensor and its first row.
+
+    All at once: every call of a compiled loop takes the interpreter from the update for a moment.
+    """
+    if record.num_words == 0:
+        return
+    width = run * record.num_words
+    addresses = [tensor.data_ptr() + offset * width * WORD_BYTES for tensor, offset in targets]
+    _copy_windows(memory.view(np.int64), firsts * record.num_words, width, np.array(addresses, dtype=np.int64), sizes)
 
 
 class HostMirror:
@@ -215,15 +244,10 @@ class HostMirror:
         """See :meth:`Mirror.gather`."""
         slot_numbers = slots.astype(np.int64)
         first_rows = self._book.first_rows(slot_numbers, start_rows.astype(np.int64), lengths, prefixes, places)
-        step, item = self._layout.step.num_words, self._layout.item.num_words
-        first_steps = (slot_numbers * self._geometry.rows + first_rows) * step
-        first_items = (slot_numbers * self._geometry.starts + first_rows) * item
-        begin = 0
-        for buffer, offset, count in places:
-            own = slice(begin, begin + count)
-            _copy_windows(self._steps.view(np.int64), first_steps[own], buffer.memory.steps.numpy(), offset)
-            if item:
-                _copy_windows(self._items.view(np.int64), first_items[own], buffer.memory.items.numpy(), offset)
-            buffer.lengths[offset : offset + count] = lengths[own]
-            buffer.prefixes[offset : offset + count] = prefixes[own]
-            begin += count
+        rows, starts, window = self._geometry.rows, self._geometry.starts, self._geometry.window
+        layout, sizes = self._layout, np.array([place.size for place in places], dtype=np.int64)
+        steps = [(buffer.memory.steps, offset) for buffer, offset, _ in places]
+        _copy_records(self._steps, layout.step, window, slot_numbers * rows + first_rows, steps, sizes)
+        items = [(buffer.memory.items, offset) for buffer, offset, _ in places]
+        _copy_records(self._items, layout.item, 1, slot_numbers * starts + first_rows, items, sizes)
+        note_items(places, lengths, prefixes)

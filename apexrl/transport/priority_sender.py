@@ -70,12 +70,12 @@ class PrioritySender:
         self._task = self._io.submit(self._run())
 
     def put(self, table: str, keys: npt.NDArray[np.uint64], priorities: npt.NDArray[np.float32]) -> None:
-        """Take an update; see :meth:`SampleClient.update_priorities`."""
+        """Take an update, a copy of the arrays; see :meth:`SampleClient.update_priorities`."""
         if keys.shape != priorities.shape or keys.ndim != 1:
             raise ValueError(f"priorities has shape {priorities.shape}, must be that of keys, {keys.shape}")
-        good = np.isfinite(priorities) & (priorities >= 0)
-        if not good.all():
-            raise ValueError(f"priorities has {priorities[~good][0]}, must be finite and >= 0")
+        if priorities.size and not (priorities.min() >= 0 and priorities.max() < np.inf):  # a NaN fails here too
+            wrong = priorities[~(np.isfinite(priorities) & (priorities >= 0))]
+            raise ValueError(f"priorities has {wrong[0]}, must be finite and >= 0")
         with self._condition:
             was_idle = not self._waiting
             for begin in range(0, len(keys), MAX_KEYS_PER_MESSAGE):

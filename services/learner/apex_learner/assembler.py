@@ -192,9 +192,9 @@ class BatchAssembler:
         return sum(shard.totals.num_items for shard in self._shards if shard.is_open)
 
     @property
-    def masses(self) -> Masses:
+    def masses(self) -> list[float]:
         """[K] what each shard's share is in proportion to."""
-        return np.array([shard.mass for shard in self._shards])
+        return [shard.mass for shard in self._shards]
 
     def open(self, shard: int, opened: OpenedTable, boot: bytes) -> None:
         """A stream begins: its mirror is empty on both sides, and what was asked on a former one is asked again."""
@@ -242,12 +242,12 @@ class BatchAssembler:
         ``ready`` batches wait for the learner.
         """
         masses = self.masses
-        if masses.sum() <= 0.0:
+        if sum(masses) <= 0.0:
             return []
-        self._void_overdue()
+        self._void_overdue(masses)
         if self._orphans:
             self.counts.redraws += 1
-            return self._ask(self._some_orphans(), masses)
+            return self._ask(self._some_orphans(), np.array(masses))
         batches = min(self._depth.batches_per_request, self._batches_that_fit())
         if self._depth.batches - ready - self._batches_in_flight < batches:
             return []  # a request for fewer would cost as much
@@ -256,7 +256,7 @@ class BatchAssembler:
         if batches <= 0:
             return []
         self._batches_in_flight += batches
-        return self._ask([_Piece(self._new_assembly(), 0, self._batch_size) for _ in range(batches)], masses)
+        return self._ask([_Piece(self._new_assembly(), 0, self._batch_size) for _ in range(batches)], np.array(masses))
 
     def withdraw(self, plan: DrawPlan) -> None:
         """The newest plan of its shard could not be sent; it will be asked for again."""
@@ -284,9 +284,9 @@ class BatchAssembler:
     def _new_assembly(self) -> _Assembly:
         return _Assembly(self.ring.acquire(), self._batch_size, np.zeros(self._batch_size))
 
-    def _void_overdue(self) -> None:
+    def _void_overdue(self, masses: Sequence[float]) -> None:
         """Give up on parts that other shards could answer sooner."""
-        if np.count_nonzero(self.masses) < 2:
+        if np.count_nonzero(masses) < 2:
             return
         limit = self._clock() - OVERDUE_SECONDS
         for shard in self._shards:
@@ -376,7 +376,8 @@ class BatchAssembler:
         places = [Place(piece.assembly.buffer, piece.offset, piece.rows) for piece in part.pieces]
         mirror.gather(drawn.slots, drawn.start_rows, drawn.lengths, drawn.prefixes, places)
         probabilities = part.share * drawn.probabilities.astype(np.float64)
-        complete, begin = [], 0
+        complete: list[_Assembly] = []
+        begin = 0
         for assembly, offset, count in part.pieces:
             items, rows = slice(begin, begin + count), slice(offset, offset + count)
             buffer = assembly.buffer
@@ -386,16 +387,22 @@ class BatchAssembler:
             assembly.missing -= count
             begin += count
             if assembly.missing == 0:
-                self._finish(assembly)
-                complete.append(buffer)
-        return complete
+                complete.append(assembly)
+        return self._finished(complete) if complete else []
 
-    def _finish(self, assembly: _Assembly) -> None:
-        """Weigh the items of a batch that is complete now, and have the device told."""
-        buffer = assembly.buffer
-        buffer.weights[:] = importance_weights(assembly.probabilities, max(1, self.num_items), self._exponent())
+    def _finished(self, complete: Sequence[_Assembly]) -> list[BatchBuffer]:
+        """Weigh the items of batches that are complete now, and have the device told."""
+        buffers = [assembly.buffer for assembly in complete]
+        probabilities = np.stack([assembly.probabilities for assembly in complete])
+        weights = importance_weights(probabilities, max(1, self.num_items), self._exponent())
+        for buffer, own in zip(buffers, weights, strict=True):
+            buffer.weights[:] = own
         if self._stream is not None:
             with self._stream.use():
-                buffer.upload()
-            buffer.ready = self._stream.mark()
-        self._batches_in_flight -= 1
+                for buffer in buffers:
+                    buffer.upload()
+            whole = self._stream.mark()
+            for buffer in buffers:
+                buffer.ready = whole
+        self._batches_in_flight -= len(buffers)
+        return buffers

@@ -24,26 +24,28 @@ class PrefetchDepth:
     def __init__(self, fixed: int) -> None:
         self._fixed = fixed
         self._update_seconds = 0.1
+        self.batches = self.batches_per_request = 1
+        self._choose()
 
     def observe(self, update_seconds: float) -> None:
         """Take in the duration of one update."""
         self._update_seconds += 0.1 * (update_seconds - self._update_seconds)
+        self._choose()
 
     @property
     def largest(self) -> int:
         """The most batches that will ever be kept."""
         return max(MIN_DEPTH, self._fixed) if self._fixed else MAX_DEPTH
 
-    @property
-    def batches(self) -> int:
-        if self._fixed:
-            return max(MIN_DEPTH, self._fixed)
-        return min(MAX_DEPTH, max(MIN_DEPTH, math.ceil(PREFETCH_SECONDS / max(self._update_seconds, 1e-6))))
+    def _choose(self) -> None:
+        seconds = max(self._update_seconds, 1e-6)
+        self.batches = self.largest if self._fixed else _within(MIN_DEPTH, PREFETCH_SECONDS / seconds, MAX_DEPTH)
+        most = min(self.batches // 2, MAX_BATCHES_PER_REQUEST)
+        self.batches_per_request = _within(1, REQUEST_SECONDS / seconds, most)
 
-    @property
-    def batches_per_request(self) -> int:
-        used_up = math.ceil(REQUEST_SECONDS / max(self._update_seconds, 1e-6))
-        return max(1, min(self.batches // 2, used_up, MAX_BATCHES_PER_REQUEST))
+
+def _within(low: int, value: float, high: int) -> int:
+    return max(low, min(math.ceil(value), high))
 
 
 def mirror_slots(table: TableConfig, num_shards: int, batch_size: int, mirror_bytes: int) -> int:

@@ -20,7 +20,7 @@ from apexrl.types import SignatureError, TableTotals
 log = get_logger(__name__)
 
 #: The longest between two turns. Every turn takes the interpreter from the update for a moment.
-TURN_SECONDS = 0.05
+TURN_SECONDS = 0.1
 #: Insert limits are looked at at least this often, also while nothing may be drawn; sent when they have changed.
 LIMITS_SECONDS = 0.2
 

@@ -148,17 +148,11 @@ class Sampling:
 
         Where no shard reads priorities none are sent: messages beside the update slow it down.
         """
-        if priorities is None or not self._reads_priorities:
-            self._prefetcher.release(batch)
-            return
-        keys = batch.keys.copy()
-        shards = batch.shards.copy()
+        if priorities is not None and self._reads_priorities:
+            for shard, client in enumerate(self._clients):
+                own = slice(None) if len(self._clients) == 1 else batch.shards == shard
+                client.update_priorities(self._table, batch.keys[own], priorities[own])
         self._prefetcher.release(batch)
-        if len(self._clients) == 1:
-            self._clients[0].update_priorities(self._table, keys, priorities)
-            return
-        for shard, client in enumerate(self._clients):
-            client.update_priorities(self._table, keys[shards == shard], priorities[shards == shard])
 
     def waiting(self) -> str | None:
         """What the learner waits for, in words; None if for nothing."""

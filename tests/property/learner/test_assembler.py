@@ -70,7 +70,7 @@ def test_a_stale_mass_changes_shares_and_not_weights() -> None:
     system = System(shards=2, batch_size=64, table=LARGE)
     fill(system, [4, 4])
     system.observe()
-    believed = system.assembler.masses
+    believed = np.array(system.assembler.masses)
     for n in range(4, 24):
         system.insert(make_chunk(100 + n, [9.0] * 4), 1)  # not reported yet
     system.observe = lambda: None  # type: ignore[method-assign]

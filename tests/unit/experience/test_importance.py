@@ -19,6 +19,13 @@ def test_golden_weights_are_normalised_over_the_batch(items: list[int], expected
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
+def test_each_batch_of_several_has_a_largest_weight_of_its_own() -> None:
+    batches = PROBABILITIES.reshape(2, 2)
+    both = importance_weights(batches, num_items=4, beta=0.4)
+    for weights, batch in zip(both, batches, strict=True):
+        np.testing.assert_array_equal(weights, importance_weights(batch, num_items=4, beta=0.4))
+
+
 def test_a_beta_of_zero_gives_ones() -> None:
     assert importance_weights(PROBABILITIES, 4, 0.0).tolist() == [1, 1, 1, 1]
 

@@ -155,6 +155,9 @@ def test_a_batch_that_is_too_small_is_refused(make_mirror: MakeMirror) -> None:
     ones = np.array([1])
     with pytest.raises(ValueError, match="places are of 2 items, must be of 1"):
         mirror.gather(np.array([0]), np.array([2]), ones, ones, [Place(buffer, 0, 1), Place(buffer, 1, 1)])
+    other = Signature((ColumnSpec("x", "int64"),), Geometry(0, 1, 1))
+    with pytest.raises(ValueError, match="another signature"):
+        mirror.gather(np.array([0]), np.array([2]), ones, 0 * ones, [Place(BatchBuffer(other, 1), 0, 1)])
 
 
 @pytest.mark.parametrize(("length", "prefix"), [(0, 0), (4, 0), (-1, 0), (1, 3), (1, -1)])
