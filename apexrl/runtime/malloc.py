@@ -17,14 +17,20 @@ _LARGE_BLOCK_BYTES = 1 << 20
 _FEW_HEAPS = 2
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, few_heaps: bool = False) -> bool:
     """Let freed blocks of up to 32 MiB stay in the process; returns whether the C library takes the advice.
 
     torch on the CPU frees and allocates the same tensors in every update. By default glibc unmaps the large ones, and
     the next update touches fresh pages: 3,100 page faults and a seventh of the time of a small network's update of 64
     frames. Call it before the first large tensor.
+
+    Args:
+        few_heaps: let all threads but the main one share a heap. Parameters come in on any of gRPC's threads, and the
+            heap of each grows by some megabytes when its turn has come for the first time: over hours. Not where
+            several threads compute at once, which would wait for each other.
     """
-    return _set((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES), (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
+    heaps = ((_M_ARENA_MAX, _FEW_HEAPS),) if few_heaps else ()
+    return _set((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES), (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES), *heaps)
 
 
 def give_freed_memory_back() -> bool:

@@ -38,7 +38,7 @@ def main() -> int:
     def body(shutdown: Shutdown) -> None:
         configure_logging(options.role)
         if options.role == "actor":
-            keep_freed_memory()
+            keep_freed_memory(few_heaps=True)
         else:
             give_freed_memory_back()
         config = load_experiment(options.config, overrides, algorithm_configs=CONFIGS, prog="apex_actor")

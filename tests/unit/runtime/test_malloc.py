@@ -43,6 +43,35 @@ thread.start()
 thread.join()
 """
 
+#: Eight threads that live at once and take and free 2 MB one after the other, in a process with and in one without.
+TURNS = """
+import subprocess, sys
+ONE = '''
+import sys, threading
+from apexrl.runtime.malloc import keep_freed_memory
+took = keep_freed_memory(few_heaps=sys.argv[1] == "few")
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+turns = [threading.Event() for _ in range(9)]
+def receive(number):
+    turns[number].wait()
+    bytearray(2 << 20)
+    turns[number + 1].set()
+    turns[8].wait()
+threads = [threading.Thread(target=receive, args=(number,)) for number in range(8)]
+for thread in threads:
+    thread.start()
+before = resident()
+turns[0].set()
+turns[8].wait()
+print(int(took), resident() - before)
+'''
+took, own = subprocess.run([sys.executable, "-c", ONE, "many"], capture_output=True, check=True).stdout.split()
+took, shared = subprocess.run([sys.executable, "-c", ONE, "few"], capture_output=True, check=True).stdout.split()
+print(int(took), int(own), int(shared))
+"""
+
 
 def run(call: str) -> tuple[int, int]:
     done = subprocess.run(
@@ -53,11 +82,22 @@ def run(call: str) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
-def test_freed_tensors_cause_no_page_faults_when_they_are_made_again() -> None:
-    took, faults = run("keep_freed_memory()")
+@pytest.mark.parametrize("few_heaps", [False, True])
+def test_freed_tensors_cause_no_page_faults_when_they_are_made_again(few_heaps: bool) -> None:
+    took, faults = run(f"keep_freed_memory(few_heaps={few_heaps})")
     if not took:
         pytest.skip("this C library has no mallopt")
     assert faults < 8_000, "20 rounds of two tensors of 8 MB touch 80,000 pages; a tenth at most may be new"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
+def test_threads_in_turn_need_no_memory_of_their_own_with_few_heaps() -> None:
+    done = subprocess.run([sys.executable, "-c", TURNS], capture_output=True, text=True, check=True, timeout=60)
+    took, own, shared = (int(word) for word in done.stdout.split())
+    if not took:
+        pytest.skip("this C library has no mallopt")
+    assert own > 7 * 2e6, "eight threads keep 2 MB each"
+    assert shared < own / 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
