@@ -2,11 +2,10 @@
 
     python benchmarks/learner_loop.py configs/pong_small.yaml --learner.threads 2
 
-A is ``Algorithm.update`` on one batch that lies ready (``learner_update.py``). B is the learner process, with its
-serving child, prefetching, decoding, priorities, publishing and checkpoints, drawing from a shard process over gRPC;
-new chunks keep coming in at ``--samples-per-insert``, and no limiter holds it back. A and B take turns on the same
-cores with the same number of threads; what is not measured is stopped. The machine must be quiet otherwise: with other
-work on the same cores, what counts is whom the scheduler prefers. Unknown arguments are overrides.
+A is ``Algorithm.update`` on one batch that lies ready. B is the learner process, with its serving child, prefetching,
+decoding, priorities, publishing and checkpoints, drawing from a shard process over gRPC; new chunks keep coming in at
+``--samples-per-insert``, and no limiter holds it back. A and B take turns in one process
+(:mod:`benchmarks.paired_learner`) on the same cores with the same number of threads. Unknown arguments are overrides.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from apex_learner.devices import pick_device
 from apexrl.telemetry.logging import configure_logging
 from benchmarks.aggregation import spread
 from benchmarks.learner_scene import own_overrides, scene
-from benchmarks.learner_update import update_window, use_threads
 from benchmarks.options import conclude, fraction_goal, load, parser, run
-from benchmarks.windows import interleave, ratios
+from benchmarks.paired_learner import Schedule
+from benchmarks.windows import ratios
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = options_parser.parse_known_args(arguments)
     configure_logging("learner-loop", log_format="console", level="ERROR")
     config = load(options.config, overrides, own_overrides())
-    threads = use_threads(config)
+    schedule = Schedule(options.warm_updates, options.windows, options.seconds)
     with (
         tempfile.TemporaryDirectory(prefix="apex-learner-loop-") as directory,
         scene(
@@ -50,22 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Path(directory) / "run",
             samples_per_insert=options.samples_per_insert,
             recorded_items=options.items,
-            warm_updates=options.warm_updates,
+            schedule=schedule,
         ) as learner,
     ):
-        programs = {"plain": update_window(config), "learner": learner.window}
-        rates = interleave(programs, seconds=options.seconds, windows=options.windows)
-        wait_ratios = learner.wait_ratios[-options.windows :]
-    fractions = ratios(rates["learner"], rates["plain"])
+        pairs = learner.measure()
+    fed, plain = [pair.learner for pair in pairs], [pair.plain for pair in pairs]
+    fractions = ratios(fed, plain)
     metrics = {
         "fraction": round(float(np.median(fractions)), 4),
         "fractions": [round(value, 4) for value in fractions],
-        "learner_updates_per_second": spread(rates["learner"]),
-        "plain_updates_per_second": spread(rates["plain"]),
-        "batch_wait_ratio": spread(wait_ratios),
+        "learner_updates_per_second": spread(fed),
+        "plain_updates_per_second": spread(plain),
+        "batch_wait_ratio": spread([pair.batch_wait_ratio for pair in pairs]),
         "samples_per_insert": options.samples_per_insert,
         "batch_size": config.learner.batch_size,
-        "threads": threads,
+        "threads": config.learner.threads,
         "gomp_spincount": os.environ["GOMP_SPINCOUNT"],
         "device": pick_device(config.learner.device).type,
         "recorded_items": options.items,
@@ -78,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds=[config.seed],
         notes=(
             "fraction = median over window pairs of the learner process's updates/s divided by those of "
-            "Algorithm.update on one resident batch, in turns on the same cores with the same thread "
-            "count. Shard, learner and its serving child share the cores with nothing but this inserter."
+            "Algorithm.update on one resident batch, in turns in the same process. Shard, learner and its serving "
+            "child share the cores with nothing but this inserter."
         ),
         write=options.write,
     )
