@@ -15,7 +15,7 @@ import torch
 
 from apexrl.chunk_batch import ChunkBatch
 from apexrl.compiled import compiled, copy_to, types
-from apexrl.experience.batch import BatchBuffer
+from apexrl.experience.batch import CPU, BatchBuffer
 from apexrl.experience.decoding import check_chunks_shape
 from apexrl.experience.records import WORD_BYTES, Bytes, Ints, Record, RecordLayout
 from apexrl.types import Signature
@@ -242,6 +242,8 @@ class HostMirror:
         places: Sequence[Place],
     ) -> None:
         """See :meth:`Mirror.gather`."""
+        if any(place.buffer.device != CPU for place in places):
+            raise ValueError("a place's buffer is not in host memory, as this mirror is")
         slot_numbers = slots.astype(np.int64)
         first_rows = self._book.first_rows(slot_numbers, start_rows.astype(np.int64), lengths, prefixes, places)
         rows, starts, window = self._geometry.rows, self._geometry.starts, self._geometry.window

@@ -168,6 +168,14 @@ def test_windows_longer_than_the_geometry_are_refused(make_mirror: MakeMirror, l
         mirror.gather(np.array([0]), np.array([4]), np.array([length]), np.array([prefix]), [Place(buffer, 0, 1)])
 
 
+def test_a_host_mirror_writes_to_no_other_memory() -> None:
+    mirror, buffer = HostMirror(SIGNATURE, 1), BatchBuffer(SIGNATURE, 1)
+    put(mirror, 0, *chunk(1))
+    buffer.device = torch.device("cuda")
+    with pytest.raises(ValueError, match="not in host memory"):
+        gather(mirror, [0], [2], buffer)
+
+
 def test_a_chunk_that_does_not_decode_leaves_an_empty_slot(make_mirror: MakeMirror) -> None:
     mirror, buffer = make_mirror(2), BatchBuffer(SIGNATURE, 1)
     mirror.put(np.array([0, 1]), batch_of(chunk(1), chunk(2)))
