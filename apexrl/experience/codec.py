@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import lz4.block  # type: ignore[import-untyped]
 import numpy as np
 
+from apexrl.chunk_checks import largest_block_bytes
 from apexrl.types import Array, Codec, ColumnSpec, Scope, SignatureError
 
 
@@ -54,7 +55,7 @@ def decode_bytes(column: ColumnSpec, num_values: int, block: bytes) -> bytes:
         if len(block) != expected:
             raise SignatureError(f"column {column.name!r}: block has {len(block)} bytes, must be {expected}")
         return block
-    longest = expected + expected // 255 + 16  # what lz4 needs for data that it cannot compress
+    longest = largest_block_bytes(expected)
     if not 0 < len(block) <= longest:
         raise SignatureError(
             f"column {column.name!r}: lz4 block has {len(block)} bytes, must be in [1, {longest}] "

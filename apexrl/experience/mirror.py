@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from apexrl.chunk_batch import ChunkBatch
+from apexrl.chunk_checks import ChunkChecker
 from apexrl.compiled import compiled, copy_to, types
 from apexrl.experience.batch import CPU, BatchBuffer
-from apexrl.experience.decoding import check_chunks_shape
 from apexrl.experience.records import WORD_BYTES, Bytes, Ints, Record, RecordLayout
 from apexrl.types import Signature
 
@@ -98,6 +98,7 @@ class SlotBook:
         self.layout = RecordLayout(signature)
         self.num_slots = num_slots
         self._signature = signature
+        self._checker = ChunkChecker(signature)
         self._rows = np.zeros(num_slots, dtype=np.int64)
         self._starts = np.zeros(num_slots, dtype=np.int64)
 
@@ -113,7 +114,7 @@ class SlotBook:
         if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.num_slots:
             raise ValueError(f"slots span [{numbers.min()}, {numbers.max()}], must be in [0, {self.num_slots - 1}]")
         self._rows[numbers] = self._starts[numbers] = 0
-        check_chunks_shape(self._signature, chunks)
+        self._checker.check_shapes(chunks)
         distinct, last = np.unique(numbers[::-1], return_index=True)
         if distinct.size == numbers.size:
             return numbers, chunks

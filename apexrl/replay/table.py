@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apexrl.chunk_batch import ChunkBatch
+from apexrl.chunk_checks import ChunkChecker, check_priorities
 from apexrl.replay.block_store import BlockStore
-from apexrl.replay.chunk_checks import ChunkChecker, check_priorities
 from apexrl.replay.draws import stratify
 from apexrl.replay.item_lookup import ItemLookup
 from apexrl.replay.keys import BOOT_BITS, GENERATION_MASK, PAGE_BITS, page_key

@@ -8,6 +8,7 @@ What chunks *mean* (lengths within the window, finite priorities) is the table's
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apexrl.chunk_batch import ChunkBatch
+from apexrl.chunk_checks import ChunkChecker
 from apexrl.transport import replay_pb2 as pb
 from apexrl.types import (
     Chunk,
@@ -243,8 +245,6 @@ def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool =
     if n > MAX_CHUNKS_PER_MESSAGE:
         raise SignatureError(f"chunks.rows has {n} entries, must have at most {MAX_CHUNKS_PER_MESSAGE}")
     starts = from_bytes(message.starts, "uint16", n, "chunks.starts").astype(np.int64)
-    if n:
-        _check_geometry(signature, rows, starts)
     count = int(starts.sum())
     given = count if items else 0
     lengths = from_bytes(message.lengths, "uint16", given, "chunks.lengths")
@@ -258,40 +258,14 @@ def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool =
         raise SignatureError(f"chunks.columns has {len(message.columns)} entries, must have {len(columns)}")
     data = tuple(column.data for column in message.columns)
     sizes = np.empty((len(columns), n), np.int64)
-    for i, (column, given_sizes) in enumerate(zip(columns, message.columns, strict=True)):
-        sizes[i] = _block_sizes(column, len(data[i]), given_sizes.sizes, rows, starts)
-    return ChunkBatch(rows, starts, lengths, prefixes, priorities, data, sizes)
+    for i, (column, its) in enumerate(zip(columns, message.columns, strict=True)):
+        sizes[i] = from_bytes(its.sizes, "uint32", n, f"chunks.columns[{column.name!r}].sizes")
+    batch = ChunkBatch(rows, starts, lengths, prefixes, priorities, data, sizes)
+    _checker(signature).check_shapes(batch)
+    return batch
 
 
-def _check_geometry(signature: Signature, rows: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> None:
-    g = signature.geometry
-    if starts.min() < 1 or starts.max() > g.starts:
-        bad = int(starts[(starts < 1) | (starts > g.starts)][0])
-        raise SignatureError(f"chunks.starts has {bad}, must be in [1, {g.starts}]")
-    wrong = (rows > g.rows) | (rows < g.context + starts)
-    if wrong.any():
-        raise SignatureError(
-            f"chunks.rows has {int(rows[wrong][0])}, must be in [{g.context} + starts, {g.rows}] "
-            "(context + starts + tail of the signature)"
-        )
-
-
-def _block_sizes(
-    column: ColumnSpec, data_bytes: int, given: bytes, rows: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """[n] sizes of the blocks of one column, whose data has ``data_bytes``."""
-    name = f"chunks.columns[{column.name!r}]"
-    sizes: npt.NDArray[np.int64] = from_bytes(given, "uint32", len(rows), f"{name}.sizes").astype(np.int64)
-    if (total := int(sizes.sum())) != data_bytes:
-        raise SignatureError(f"{name}.data has {data_bytes} bytes, must have sum(sizes) = {total}")
-    raw = (rows if column.scope is Scope.STEP else starts) * column.value_bytes
-    # An lz4 block is never larger than this, and never empty.
-    wrong = sizes != raw if column.codec is Codec.RAW else (sizes < 1) | (sizes > raw + raw // 255 + 16)
-    if wrong.any():
-        i = int(np.flatnonzero(wrong)[0])
-        allowed = f"{raw[i]}" if column.codec is Codec.RAW else f"in [1, {raw[i] + raw[i] // 255 + 16}]"
-        raise SignatureError(f"{name}.sizes[{i}] is {sizes[i]}, must be {allowed} for {rows[i]} rows")
-    return sizes
+_checker = functools.lru_cache(maxsize=8)(ChunkChecker)
 
 
 # --- draws ---

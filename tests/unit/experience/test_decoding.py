@@ -65,7 +65,7 @@ def test_impossible_row_counts_are_refused(rows: int, starts: int, message: str)
 
 
 def test_a_missing_block_is_refused() -> None:
-    with pytest.raises(SignatureError, match="chunk has 2 blocks, must be one for each of 3 columns"):
+    with pytest.raises(SignatureError, match=r"chunk\.blocks has 2 columns, must have 3"):
         decode_chunk(SIGNATURE, 13, 8, blocks()[:2])
 
 
@@ -74,7 +74,7 @@ def test_a_missing_block_is_refused() -> None:
 def test_blocks_of_another_size_are_refused(index: int, change: object) -> None:
     wrong = blocks()
     wrong[index] = change(wrong[index])  # type: ignore[operator]
-    with pytest.raises(SignatureError, match=f"column '{SIGNATURE.columns[index].name}'"):
+    with pytest.raises(SignatureError, match=f"'{SIGNATURE.columns[index].name}'"):
         decode_chunk(SIGNATURE, 13, 8, wrong)
 
 
@@ -93,7 +93,7 @@ def test_a_forged_size_does_not_allocate(forged: int) -> None:
         wrong = [block, *blocks()[1:]]
         tracemalloc.start()
         try:
-            with pytest.raises(SignatureError, match="column 'observation'"):
+            with pytest.raises(SignatureError, match="'observation'"):
                 decode_chunk(SIGNATURE, 13, 8, wrong)
             assert tracemalloc.get_traced_memory()[1] < 1 << 20
         finally:

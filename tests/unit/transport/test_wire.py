@@ -107,18 +107,25 @@ def test_chunks_without_items_have_zeros() -> None:
     ("change", "field"),
     [
         (lambda m: setattr(m, "rows", m.rows[:-1]), "chunks.rows"),
-        (lambda m: setattr(m, "rows", wire.to_bytes([7, 8], "uint16")), "chunks.rows"),
-        (lambda m: setattr(m, "rows", wire.to_bytes([7, 4], "uint16")), "chunks.rows"),
-        (lambda m: setattr(m, "starts", wire.to_bytes([4, 5], "uint16")), "chunks.starts"),
-        (lambda m: setattr(m, "starts", wire.to_bytes([4, 0], "uint16")), "chunks.starts"),
+        (lambda m: setattr(m, "rows", wire.to_bytes([7, 8], "uint16")), "chunk.rows is 8"),
+        (lambda m: setattr(m, "rows", wire.to_bytes([7, 4], "uint16")), "chunk.rows is 4"),
+        (lambda m: setattr(m, "starts", wire.to_bytes([4, 5], "uint16")), "chunks.lengths"),
+        (lambda m: setattr(m, "starts", wire.to_bytes([4, 0], "uint16")), "chunks.lengths"),
+        (lambda m: setattr(m, "starts", wire.to_bytes([8, 0], "uint16")), "chunk.starts is 8"),
         (lambda m: setattr(m, "starts", b""), "chunks.starts"),
         (lambda m: setattr(m, "lengths", m.lengths + b"\0\0"), "chunks.lengths"),
         (lambda m: setattr(m, "prefixes", b""), "chunks.prefixes"),
         (lambda m: setattr(m, "priorities", m.priorities[:-4]), "chunks.priorities"),
         (lambda m: m.columns.pop(), "chunks.columns has 3"),
         (lambda m: m.columns.add(), "chunks.columns has 5"),
-        (lambda m: setattr(m.columns[0], "data", m.columns[0].data[:-1]), "chunks.columns['kind'].data"),
-        (lambda m: setattr(m.columns[1], "sizes", wire.to_bytes([27, 29], "uint32")), "chunks.columns['reward'].sizes"),
+        (
+            lambda m: setattr(m.columns[0], "data", m.columns[0].data[:-1]),
+            "column 'kind' has 13 bytes of data, must have 14",
+        ),
+        (
+            lambda m: setattr(m.columns[1], "sizes", wire.to_bytes([27, 29], "uint32")),
+            "chunk.blocks['reward'] has 27 bytes, must have 28",
+        ),
         (lambda m: setattr(m.columns[2], "sizes", m.columns[2].sizes[:-4]), "chunks.columns['observation'].sizes"),
     ],
 )
@@ -136,7 +143,9 @@ def test_an_empty_lz4_block_and_one_above_the_bound_are_refused() -> None:
         message = wire.chunks_to_proto([chunk])
         message.columns[2].data = block
         message.columns[2].sizes = wire.to_bytes([len(block)], "uint32")
-        with pytest.raises(SignatureError, match=r"observation.*sizes\[0\]"):
+        with pytest.raises(
+            SignatureError, match=r"chunk.blocks\['observation'\] has (0|122) bytes, must have between 1 and 121"
+        ):
             wire.chunks_from_proto(SIGNATURE, message)
 
 

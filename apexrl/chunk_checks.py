@@ -1,8 +1,9 @@
-"""What a chunk must be before anything of it is stored."""
+"""What a chunk must be before anything of it is stored or decoded."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ _UINT16 = np.dtype(np.uint16)
 _FLOAT32 = np.dtype(np.float32)
 
 Ints = npt.NDArray[np.int64]
+Size = TypeVar("Size", int, Ints)
 
 
-def largest_block_bytes(raw_bytes: Ints) -> Ints:
+def largest_block_bytes(raw_bytes: Size) -> Size:
     """Most bytes that columns of ``raw_bytes`` may take when lz4 has encoded them: the bound of its block format."""
     return raw_bytes + raw_bytes // 255 + 16
 
@@ -37,14 +39,8 @@ class ChunkChecker:
 
     def check(self, chunk: Chunk) -> None:
         """Raise SignatureError, naming the field, unless ``chunk`` agrees with the signature."""
+        self.check_shape(chunk.rows, chunk.starts, [len(block) for block in chunk.blocks])
         g = self._geometry
-        if not 1 <= chunk.starts <= g.starts:
-            raise SignatureError(f"chunk.starts is {chunk.starts}, must be in [1, {g.starts}]")
-        low, high = g.context + chunk.starts, g.context + chunk.starts + g.tail
-        if not low <= chunk.rows <= high:
-            raise SignatureError(
-                f"chunk.rows is {chunk.rows}, must be in [{low}, {high}] with {chunk.starts} start rows"
-            )
         self._check_array("lengths", chunk.lengths, _UINT16, chunk.starts)
         self._check_array("prefixes", chunk.prefixes, _UINT16, chunk.starts)
         self._check_array("priorities", chunk.priorities, _FLOAT32, chunk.starts)
@@ -59,38 +55,63 @@ class ChunkChecker:
             j = int(np.flatnonzero(chunk.prefixes > g.context)[0])
             raise SignatureError(f"chunk.prefixes[{j}] is {chunk.prefixes[j]}, must be at most {g.context}")
         check_priorities("chunk.priorities", chunk.priorities)
-        least, most = self._block_bounds(chunk.rows, chunk.starts)
-        self._check_blocks(chunk.blocks, least[:, 0].tolist(), most[:, 0].tolist())
 
     def check_batch(self, batch: ChunkBatch) -> None:
         """:meth:`check` of each chunk, in a few array operations for all of them if all are well."""
-        if len(batch) and not self._agrees(batch):
+        if len(batch) and not (self._shapes_agree(batch) and self._items_agree(batch)):
+            self.check_shapes(batch)
             for chunk in batch.chunks():
                 self.check(chunk)
 
-    def _agrees(self, batch: ChunkBatch) -> bool:
+    def check_shape(self, rows: int, starts: int, sizes: Sequence[int]) -> None:
+        """The part of :meth:`check` that decoding relies on: the sizes of a chunk and of its blocks."""
+        g = self._geometry
+        if not 1 <= starts <= g.starts:
+            raise SignatureError(f"chunk.starts is {starts}, must be in [1, {g.starts}]")
+        low, high = g.context + starts, g.context + starts + g.tail
+        if not low <= rows <= high:
+            raise SignatureError(f"chunk.rows is {rows}, must be in [{low}, {high}] with {starts} start rows")
+        least, most = (bounds[:, 0].tolist() for bounds in self._block_bounds(rows, starts))
+        if len(sizes) != len(least):
+            raise SignatureError(f"chunk.blocks has {len(sizes)} columns, must have {len(least)}")
+        for column, size, low, high in zip(self.signature.columns, sizes, least, most, strict=True):
+            if not low <= size <= high:
+                allowed = str(low) if low == high else f"between {low} and {high} ({column.codec})"
+                raise SignatureError(f"chunk.blocks[{column.name!r}] has {size} bytes, must have {allowed}")
+
+    def check_shapes(self, batch: ChunkBatch) -> None:
+        """:meth:`check_shape` of each chunk, and that each column has the bytes of its blocks and no more."""
+        if len(batch) == 0 or self._shapes_agree(batch):
+            return
+        for rows, starts, sizes in zip(batch.rows.tolist(), batch.starts.tolist(), batch.sizes.T.tolist(), strict=True):
+            self.check_shape(rows, starts, sizes)
+        for column, data, sizes in zip(self.signature.columns, batch.data, batch.sizes, strict=True):
+            if len(data) != sizes.sum():
+                raise SignatureError(
+                    f"column {column.name!r} has {len(data)} bytes of data, must have {sizes.sum()}, as its blocks"
+                )
+
+    def _shapes_agree(self, batch: ChunkBatch) -> bool:
         g, rows, starts = self._geometry, batch.rows, batch.starts
+        if len(batch.data) != len(self.signature.columns):
+            return False
         behind = rows - g.context - starts
         if starts.min() < 1 or starts.max() > g.starts or behind.min() < 0 or behind.max() > g.tail:
             return False
+        least, most = self._block_bounds(rows, starts)
+        if not ((batch.sizes >= least) & (batch.sizes <= most)).all():
+            return False
+        totals: list[int] = batch.sizes.sum(axis=1).tolist()
+        return [len(data) for data in batch.data] == totals
+
+    def _items_agree(self, batch: ChunkBatch) -> bool:
+        g, rows, starts = self._geometry, batch.rows, batch.starts
         # Rows of the chunk that lie behind each start row.
         left = np.repeat(rows + batch.first_starts[:-1], starts) - np.arange(batch.lengths.size) - 1 - g.context
         if (batch.lengths > np.minimum(left, g.tail)).any() or batch.prefixes.max() > g.context:
             return False
         # The minimum of numbers with a NaN among them is a NaN, which is not 0 or above.
-        if not (batch.priorities.min() >= 0.0 and batch.priorities.max() < np.inf):
-            return False
-        least, most = self._block_bounds(rows, starts)
-        return bool(((batch.sizes >= least) & (batch.sizes <= most)).all())
-
-    def _check_blocks(self, blocks: tuple[bytes, ...], least: list[int], most: list[int]) -> None:
-        if len(blocks) != len(least):
-            raise SignatureError(f"chunk.blocks has {len(blocks)} columns, must have {len(least)}")
-        for i, block in enumerate(blocks):
-            if not least[i] <= len(block) <= most[i]:
-                column = self.signature.columns[i]
-                allowed = str(least[i]) if least[i] == most[i] else f"between {least[i]} and {most[i]} ({column.codec})"
-                raise SignatureError(f"chunk.blocks[{column.name!r}] has {len(block)} bytes, must have {allowed}")
+        return bool(batch.priorities.min() >= 0.0 and batch.priorities.max() < np.inf)
 
     def _block_bounds(self, rows: Ints | int, starts: Ints | int) -> tuple[Ints, Ints]:
         """Least and most bytes [C, n] of the blocks of n chunks, or [C, 1] of one, of so many rows and start rows."""
