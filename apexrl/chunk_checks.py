@@ -58,19 +58,59 @@ class ChunkChecker:
 
     def check_batch(self, batch: ChunkBatch) -> None:
         """:meth:`check` of each chunk, in a few array operations for all of them if all are well."""
-        if len(batch) and not (self._shapes_agree(batch) and self._items_agree(batch)):
-            self.check_shapes(batch)
-            for chunk in batch.chunks():
-                self.check(chunk)
+        self.check_shapes(batch)
+        self.check_items(batch)
 
     def check_shape(self, rows: int, starts: int, sizes: Sequence[int]) -> None:
         """The part of :meth:`check` that decoding relies on: the sizes of a chunk and of its blocks."""
+        self._check_counts(rows, starts)
+        self._check_sizes(rows, starts, sizes)
+
+    def check_shapes(self, batch: ChunkBatch) -> None:
+        """:meth:`check_shape` of each chunk, and that each column has the bytes of its blocks and no more."""
+        self.check_rows(batch.rows, batch.starts)
+        self.check_blocks(batch)
+
+    def check_rows(self, rows: Ints, starts: Ints) -> None:
+        """The part of :meth:`check_shapes` that says how much the chunks may hold: their rows and start rows [n]."""
+        g = self._geometry
+        behind = rows - g.context - starts
+        wrong = (starts < 1) | (starts > g.starts) | (behind < 0) | (behind > g.tail)
+        for i in np.flatnonzero(wrong)[:1].tolist():
+            self._check_counts(int(rows[i]), int(starts[i]))
+
+    def check_blocks(self, batch: ChunkBatch) -> None:
+        """The rest of :meth:`check_shapes`."""
+        if len(batch) == 0:
+            return
+        if len(batch.data) != len(self.signature.columns):
+            raise SignatureError(f"chunks have {len(batch.data)} columns, must have {len(self.signature.columns)}")
+        least, most = self._block_bounds(batch.rows, batch.starts)
+        wrong = ((batch.sizes < least) | (batch.sizes > most)).any(axis=0)
+        for i in np.flatnonzero(wrong)[:1].tolist():
+            self._check_sizes(int(batch.rows[i]), int(batch.starts[i]), batch.sizes[:, i].tolist())
+        totals = batch.sizes.sum(axis=1).tolist()
+        for column, data, total in zip(self.signature.columns, batch.data, totals, strict=True):
+            if len(data) != total:
+                raise SignatureError(
+                    f"column {column.name!r} has {len(data)} bytes of data, must have {total}, as its blocks"
+                )
+
+    def check_items(self, batch: ChunkBatch) -> None:
+        """The part of :meth:`check_batch` that :meth:`check_shapes` is not; that must have been done."""
+        if len(batch) and not self._items_agree(batch):
+            for chunk in batch.chunks():
+                self.check(chunk)
+
+    def _check_counts(self, rows: int, starts: int) -> None:
         g = self._geometry
         if not 1 <= starts <= g.starts:
             raise SignatureError(f"chunk.starts is {starts}, must be in [1, {g.starts}]")
         low, high = g.context + starts, g.context + starts + g.tail
         if not low <= rows <= high:
             raise SignatureError(f"chunk.rows is {rows}, must be in [{low}, {high}] with {starts} start rows")
+
+    def _check_sizes(self, rows: int, starts: int, sizes: Sequence[int]) -> None:
         least, most = (bounds[:, 0].tolist() for bounds in self._block_bounds(rows, starts))
         if len(sizes) != len(least):
             raise SignatureError(f"chunk.blocks has {len(sizes)} columns, must have {len(least)}")
@@ -78,31 +118,6 @@ class ChunkChecker:
             if not low <= size <= high:
                 allowed = str(low) if low == high else f"between {low} and {high} ({column.codec})"
                 raise SignatureError(f"chunk.blocks[{column.name!r}] has {size} bytes, must have {allowed}")
-
-    def check_shapes(self, batch: ChunkBatch) -> None:
-        """:meth:`check_shape` of each chunk, and that each column has the bytes of its blocks and no more."""
-        if len(batch) == 0 or self._shapes_agree(batch):
-            return
-        for rows, starts, sizes in zip(batch.rows.tolist(), batch.starts.tolist(), batch.sizes.T.tolist(), strict=True):
-            self.check_shape(rows, starts, sizes)
-        for column, data, sizes in zip(self.signature.columns, batch.data, batch.sizes, strict=True):
-            if len(data) != sizes.sum():
-                raise SignatureError(
-                    f"column {column.name!r} has {len(data)} bytes of data, must have {sizes.sum()}, as its blocks"
-                )
-
-    def _shapes_agree(self, batch: ChunkBatch) -> bool:
-        g, rows, starts = self._geometry, batch.rows, batch.starts
-        if len(batch.data) != len(self.signature.columns):
-            return False
-        behind = rows - g.context - starts
-        if starts.min() < 1 or starts.max() > g.starts or behind.min() < 0 or behind.max() > g.tail:
-            return False
-        least, most = self._block_bounds(rows, starts)
-        if not ((batch.sizes >= least) & (batch.sizes <= most)).all():
-            return False
-        totals: list[int] = batch.sizes.sum(axis=1).tolist()
-        return [len(data) for data in batch.data] == totals
 
     def _items_agree(self, batch: ChunkBatch) -> bool:
         g, rows, starts = self._geometry, batch.rows, batch.starts

@@ -1,11 +1,11 @@
 """A learner that takes turns with a plain loop over its own update: one side of ``learner_loop.py``.
 
-    python -m benchmarks.paired_learner --config FILE --run-dir DIR --windows 9 --seconds 4 --results FILE
+    python -m benchmarks.paired_learner --config C --run-dir D --results R --warm-updates 300 --windows 9 --seconds 4
 
 Both run in one process, on the same parameters and in the same memory, because two processes that do the very same
-updates differ by a tenth: by which pages of memory they happened to get. It is the learner as ``python -m
-apex_learner`` starts it; only, after each window the main thread leaves the queue of batches alone for as long, and
-calls ``Algorithm.update`` on one batch that it keeps. Draws stop meanwhile, as everything is prefetched.
+updates differ by up to a tenth (1.09 and 1.05, mean and median of 14 pairs of windows). It is the learner that
+``python -m apex_learner`` starts; only, after each window the main thread leaves the queue of batches alone for as
+long, and calls ``Algorithm.update`` on one batch that it keeps. Draws stop meanwhile, as everything is prefetched.
 """
 
 from __future__ import annotations

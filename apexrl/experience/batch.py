@@ -210,10 +210,10 @@ class BatchRing:
     def __init__(self, signature: Signature, batch_size: int, num_buffers: int, device: torch.device = CPU) -> None:
         if num_buffers < 1:
             raise ValueError(f"num_buffers is {num_buffers}, must be at least 1")
-        self._buffers = [BatchBuffer(signature, batch_size, device) for _ in range(num_buffers)]
-        #: By identity: these are asked for on the trainer's thread, once per update.
-        self._own = {id(buffer) for buffer in self._buffers}
-        self._free = {id(buffer): buffer for buffer in self._buffers}
+        buffers = [BatchBuffer(signature, batch_size, device) for _ in range(num_buffers)]
+        #: By identity, which is looked up once per update on the trainer's thread.
+        self._buffers = {id(buffer): buffer for buffer in buffers}
+        self._free = dict(self._buffers)
         self._freed = threading.Condition()
         self._blocked_seconds = 0.0
 
@@ -257,7 +257,7 @@ class BatchRing:
             ValueError: the buffer is not of this ring, or is free already.
         """
         with self._freed:
-            if id(buffer) not in self._own:
+            if id(buffer) not in self._buffers:
                 raise ValueError("the buffer is not one of this ring's")
             if id(buffer) in self._free:
                 raise ValueError("the buffer is free already")

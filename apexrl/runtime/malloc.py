@@ -25,9 +25,9 @@ def keep_freed_memory(*, few_heaps: bool = False) -> bool:
     frames. Call it before the first large tensor.
 
     Args:
-        few_heaps: let all threads but the main one share a heap. Parameters come in on any of gRPC's threads, and the
-            heap of each grows by some megabytes when its turn has come for the first time: over hours. Not where
-            several threads compute at once, which would wait for each other.
+        few_heaps: let all threads but the main one share a heap, so that blocks of megabytes that now one thread takes
+            and now another, as gRPC's do with parameters, need the memory of one. Not where several threads compute at
+            once, which would wait for each other.
     """
     heaps = ((_M_ARENA_MAX, _FEW_HEAPS),) if few_heaps else ()
     return _set((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES), (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES), *heaps)

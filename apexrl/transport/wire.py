@@ -245,6 +245,8 @@ def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool =
     if n > MAX_CHUNKS_PER_MESSAGE:
         raise SignatureError(f"chunks.rows has {n} entries, must have at most {MAX_CHUNKS_PER_MESSAGE}")
     starts = from_bytes(message.starts, "uint16", n, "chunks.starts").astype(np.int64)
+    checker = _checker(signature)
+    checker.check_rows(rows, starts)
     count = int(starts.sum())
     given = count if items else 0
     lengths = from_bytes(message.lengths, "uint16", given, "chunks.lengths")
@@ -261,7 +263,7 @@ def chunks_from_proto(signature: Signature, message: pb.Chunks, *, items: bool =
     for i, (column, its) in enumerate(zip(columns, message.columns, strict=True)):
         sizes[i] = from_bytes(its.sizes, "uint32", n, f"chunks.columns[{column.name!r}].sizes")
     batch = ChunkBatch(rows, starts, lengths, prefixes, priorities, data, sizes)
-    _checker(signature).check_shapes(batch)
+    checker.check_blocks(batch)
     return batch
 
 

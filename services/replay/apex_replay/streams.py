@@ -199,7 +199,7 @@ class InsertStream(Stream):
             raise SignatureError(f"insert.numbers has {len(numbers)} entries, must have one per chunk ({len(batch)})")
         if len(numbers) and (numbers[0] < 1 or (numbers[1:] <= numbers[:-1]).any()):
             raise SignatureError("insert.numbers must begin at 1 or above and grow")
-        self.table.checker.check_batch(batch)
+        self.table.checker.check_items(batch)  # the wire has checked the shapes
         if not len(numbers):
             return None
         # What was seen before adds nothing to the table.

@@ -43,10 +43,8 @@ thread.start()
 thread.join()
 """
 
-#: Eight threads that live at once and take and free 2 MB one after the other, in a process with and in one without.
+#: Eight threads that live at once take and free 2 MB one after the other.
 TURNS = """
-import subprocess, sys
-ONE = '''
 import sys, threading
 from apexrl.runtime.malloc import keep_freed_memory
 took = keep_freed_memory(few_heaps=sys.argv[1] == "few")
@@ -66,25 +64,21 @@ before = resident()
 turns[0].set()
 turns[8].wait()
 print(int(took), resident() - before)
-'''
-took, own = subprocess.run([sys.executable, "-c", ONE, "many"], capture_output=True, check=True).stdout.split()
-took, shared = subprocess.run([sys.executable, "-c", ONE, "few"], capture_output=True, check=True).stdout.split()
-print(int(took), int(own), int(shared))
 """
 
 
-def run(call: str) -> tuple[int, int]:
+def numbers(program: str, *arguments: str) -> list[int]:
+    """What a program prints, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, timeout=60
     )
-    took, faults = done.stdout.split()
-    return int(took), int(faults)
+    return [int(word) for word in done.stdout.split()]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
 @pytest.mark.parametrize("few_heaps", [False, True])
 def test_freed_tensors_cause_no_page_faults_when_they_are_made_again(few_heaps: bool) -> None:
-    took, faults = run(f"keep_freed_memory(few_heaps={few_heaps})")
+    took, faults = numbers(FAULTS.format(call=f"keep_freed_memory(few_heaps={few_heaps})"))
     if not took:
         pytest.skip("this C library has no mallopt")
     assert faults < 8_000, "20 rounds of two tensors of 8 MB touch 80,000 pages; a tenth at most may be new"
@@ -92,8 +86,8 @@ def test_freed_tensors_cause_no_page_faults_when_they_are_made_again(few_heaps: 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
 def test_threads_in_turn_need_no_memory_of_their_own_with_few_heaps() -> None:
-    done = subprocess.run([sys.executable, "-c", TURNS], capture_output=True, text=True, check=True, timeout=60)
-    took, own, shared = (int(word) for word in done.stdout.split())
+    took, own = numbers(TURNS, "many")
+    _, shared = numbers(TURNS, "few")
     if not took:
         pytest.skip("this C library has no mallopt")
     assert own > 7 * 2e6, "eight threads keep 2 MB each"
@@ -102,8 +96,7 @@ def test_threads_in_turn_need_no_memory_of_their_own_with_few_heaps() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
 def test_large_blocks_leave_although_small_ones_between_them_stay() -> None:
-    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True, timeout=60)
-    took, full, left = (int(word) for word in done.stdout.split())
+    took, full, left = numbers(HELD)
     if not took:
         pytest.skip("this C library has no mallopt")
     assert full > 40e6

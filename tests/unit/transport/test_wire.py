@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import lz4.block
 import numpy as np
@@ -109,8 +110,8 @@ def test_chunks_without_items_have_zeros() -> None:
         (lambda m: setattr(m, "rows", m.rows[:-1]), "chunks.rows"),
         (lambda m: setattr(m, "rows", wire.to_bytes([7, 8], "uint16")), "chunk.rows is 8"),
         (lambda m: setattr(m, "rows", wire.to_bytes([7, 4], "uint16")), "chunk.rows is 4"),
-        (lambda m: setattr(m, "starts", wire.to_bytes([4, 5], "uint16")), "chunks.lengths"),
-        (lambda m: setattr(m, "starts", wire.to_bytes([4, 0], "uint16")), "chunks.lengths"),
+        (lambda m: setattr(m, "starts", wire.to_bytes([4, 5], "uint16")), "chunk.starts is 5"),
+        (lambda m: setattr(m, "starts", wire.to_bytes([4, 0], "uint16")), "chunk.starts is 0"),
         (lambda m: setattr(m, "starts", wire.to_bytes([8, 0], "uint16")), "chunk.starts is 8"),
         (lambda m: setattr(m, "starts", b""), "chunks.starts"),
         (lambda m: setattr(m, "lengths", m.lengths + b"\0\0"), "chunks.lengths"),
@@ -135,6 +136,18 @@ def test_a_wrong_size_is_refused_and_named(change: object, field: str) -> None:
     with pytest.raises(SignatureError) as error:
         wire.chunks_from_proto(SIGNATURE, parsed(message))
     assert field in str(error.value)
+
+
+def test_nothing_is_allocated_from_start_rows_that_no_chunk_has() -> None:
+    message = wire.chunks_to_proto([make_chunk(1)] * 1000, items=False)
+    message.starts = wire.to_bytes([0xFFFF] * 1000, "uint16")
+    tracemalloc.start()
+    try:
+        with pytest.raises(SignatureError, match=r"chunk\.starts is 65535"):
+            wire.chunks_from_proto(SIGNATURE, message, items=False)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_empty_lz4_block_and_one_above_the_bound_are_refused() -> None:
