@@ -100,9 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics[env_id] = {
             "steps_per_second": {name: spread(values) for name, values in rates.items()},
             "caller_cpu_microseconds": cpu,
-            "workers_over_caller": round(float(np.median(ratios(rates["workers"], rates["caller"]))), 2),
-            "workers_over_async": round(float(np.median(ratios(rates["workers"], rates["async"]))), 2),
         }
+        for other in ("caller", "async"):
+            ratio = float(np.median(ratios(rates["workers"], rates[other])))
+            metrics[f"workers_ratio_to_{other}_{env_id.partition('/')[2]}"] = round(ratio, 2)
     return conclude(
         "env_workers",
         metrics=metrics,

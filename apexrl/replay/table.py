@@ -19,7 +19,8 @@ from apexrl.chunk_checks import ChunkChecker, check_priorities
 from apexrl.replay.block_store import BlockStore
 from apexrl.replay.draws import stratify
 from apexrl.replay.item_lookup import ItemLookup
-from apexrl.replay.keys import BOOT_BITS, GENERATION_MASK, PAGE_BITS, page_key
+from apexrl.replay.keys import BOOT_BITS, PAGE_BITS
+from apexrl.replay.page_book import PageBook
 from apexrl.replay.removers import Removal, make_remover
 from apexrl.replay.selectors import make_selector
 from apexrl.types import Array, Chunk, Draw, InitialPriority, RemoverKind, SignatureError, TableConfig, TableTotals
@@ -63,7 +64,6 @@ class Table:
                 f"be at most {1 << PAGE_BITS} (raise the start rows per chunk)"
             )
         self.config = config
-        self.boot = boot
         self.num_pages = config.num_pages
         #: Inserts are welcome while ``inserted`` is below this; None = no limit.
         self.insert_limit: int | None = None
@@ -86,12 +86,7 @@ class Table:
             raise SignatureError(f"table {config.name!r}: {error}") from error
         num_leaves = self.num_pages * self._starts
         self._selector = make_selector(config.selector, num_leaves)
-        self._handles = np.full(self.num_pages, -1, np.int64)
-        self._rows = np.zeros(self.num_pages, np.uint16)
-        self._page_starts = np.zeros(self.num_pages, np.uint16)
-        self._generations = np.zeros(self.num_pages, np.uint32)
-        self._page_keys = np.empty(self.num_pages, np.uint64)
-        self._renew_keys(np.arange(self.num_pages))
+        self._pages = PageBook(self.num_pages, boot)
         # Side by side: a draw and the update that follows miss the cache once per item, not three times.
         items = np.zeros(num_leaves, ITEM_DTYPE)
         self._lengths = items["length"]
@@ -99,8 +94,13 @@ class Table:
         self._priorities = items["priority"]
         self._offsets = np.arange(self._starts)
         self._start_rows = (self._offsets + self._context).astype(np.uint64)
-        self._lookup = ItemLookup(self._page_keys, self._prefixes, self._lengths, self._starts, self._context)
+        self._lookup = ItemLookup(self._pages.keys, self._prefixes, self._lengths, self._starts, self._context)
         self._remover = make_remover(config, self._lengths, self._priorities, boot)
+
+    @property
+    def boot(self) -> int:
+        """The part of keys that differs between starts of a shard."""
+        return self._pages.boot
 
     @property
     def num_items(self) -> int:
@@ -146,7 +146,7 @@ class Table:
         self.checker.check(chunk)
         leaves = self.insert_batch(ChunkBatch.of([chunk]))
         pages = leaves // self._starts
-        keys: Keys = self._page_keys[pages] | self._start_rows[leaves - pages * self._starts]
+        keys: Keys = self._pages.keys[pages] | self._start_rows[leaves - pages * self._starts]
         return keys
 
     def insert_batch(self, batch: ChunkBatch) -> Ints:
@@ -172,9 +172,7 @@ class Table:
         """Give chunks whose blocks are stored their pages; returns the leaves of their items."""
         pages = self._remover.take(chosen.size)
         starts = batch.starts[chosen]
-        self._handles[pages] = handles
-        self._rows[pages] = batch.rows[chosen]
-        self._page_starts[pages] = starts
+        self._pages.file(pages, handles, batch.rows[chosen], starts)
         # Position in the batch, and leaf, of every start row.
         offsets = np.arange(int(starts.sum())) - np.repeat(np.cumsum(starts) - starts, starts)
         at = np.repeat(batch.first_starts[chosen], starts) + offsets
@@ -269,17 +267,17 @@ class Table:
 
     def generations(self, pages: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Generation of each of ``pages`` [n]: with the page it names one chunk."""
-        return self._generations[pages]
+        return self._pages.generations[pages]
 
     def page_chunk(self, page: int) -> Chunk:
         """The chunk in a page, with the current priorities. Raises KeyError if the page is free."""
-        handle = int(self._handles[page])
+        handle = int(self._pages.handles[page])
         if handle < 0:
             raise KeyError(f"page {page} of table {self.config.name!r} holds no chunk")
-        starts = int(self._page_starts[page])
+        starts = int(self._pages.starts[page])
         leaves = slice(page * self._starts, page * self._starts + starts)
         return Chunk(
-            rows=int(self._rows[page]),
+            rows=int(self._pages.rows[page]),
             starts=starts,
             lengths=self._lengths[leaves].copy(),
             prefixes=self._prefixes[leaves].copy(),
@@ -329,17 +327,17 @@ class Table:
         order = np.argsort(-self._priorities[leaves], kind="stable")[: max(k, 0)]
         leaves = leaves[order]
         pages = leaves // self._starts
-        keys = self._page_keys[pages] | self._start_rows[leaves - pages * self._starts]
+        keys = self._pages.keys[pages] | self._start_rows[leaves - pages * self._starts]
         return keys, self._priorities[leaves]
 
     def state(self) -> dict[str, Array]:
         """Everything but the insert limit, as arrays: after :meth:`load_state` a table draws the same keys."""
-        blocks = [self._store.get(int(handle)) for handle in self._handles[self.pages_in_order()]]
+        blocks = [self._store.get(int(handle)) for handle in self._pages.handles[self.pages_in_order()]]
         sizes = np.array([[len(block) for block in record] for record in blocks], np.uint32)
         return {
             "counters": np.array(self._counters(), np.int64),
             "max_priority": np.array([self.max_priority]),
-            **{name: array.copy() for name, array in self._arrays().items()},
+            **{name: array.copy() for name, array in (self._pages.state() | self._items()).items()},
             "block_sizes": sizes.reshape(self.pages_used, self._num_columns),
             "blocks": np.frombuffer(b"".join(block for record in blocks for block in record), np.uint8),
             **self._parts(),
@@ -350,7 +348,7 @@ class Table:
 
         Raises SignatureError, naming the array, if the state is of a table of another configuration.
         """
-        expected: dict[str, Array] = self._arrays() | self._parts()
+        expected: dict[str, Array] = self._pages.state() | self._items() | self._parts()
         expected["counters"] = np.array(self._counters(), np.int64)
         expected["max_priority"] = np.zeros(1)
         for name, array in expected.items():
@@ -364,22 +362,21 @@ class Table:
                 f"table state 'block_sizes' is {sizes.shape} for {state['blocks'].size} bytes, must be "
                 f"{(counters[2], self._num_columns)} and sum to that"
             )
-        self.boot, oldest, used, self.inserted, self.drawn = counters[:5]
+        boot, oldest, used, self.inserted, self.drawn = counters[:5]
         self.evicted, self.stale_updates, self.duplicates = counters[5:]
         self.max_priority = float(state["max_priority"].astype(np.float64)[0])
-        for name, array in self._arrays().items():
+        self._pages.load_state(boot, state)
+        for name, array in self._items().items():
             array[:] = state[name]
-        self._renew_keys(np.arange(self.num_pages))
         self._selector.load_state(_part("selector/", state))
         self._remover.load_state((oldest, used), _part("remover/", state))
         self._store.clear()
-        self._handles[:] = -1
         data = state["blocks"].tobytes()
         begin = 0
         for page, record in zip(self.pages_in_order().tolist(), sizes.tolist(), strict=True):
             ends = np.cumsum([begin, *record]).tolist()
             blocks = tuple(data[a:b] for a, b in pairwise(ends))
-            self._handles[page] = self._store.put(blocks)
+            self._pages.refile(page, self._store.put(blocks))
             begin = ends[-1]
 
     def _counters(self) -> list[int]:
@@ -393,15 +390,8 @@ class Table:
             self.duplicates,
         ]
 
-    def _arrays(self) -> dict[str, Array]:
-        return {
-            "rows": self._rows,
-            "starts": self._page_starts,
-            "generations": self._generations,
-            "lengths": self._lengths,
-            "prefixes": self._prefixes,
-            "priorities": self._priorities,
-        }
+    def _items(self) -> dict[str, Array]:
+        return {"lengths": self._lengths, "prefixes": self._prefixes, "priorities": self._priorities}
 
     def _parts(self) -> dict[str, Array]:
         """State of selector and remover."""
@@ -430,19 +420,10 @@ class Table:
         leaves, pages, work = removal
         self._selector.remove(leaves)
         self._lengths[leaves] = 0
-        for handle in self._handles[pages].tolist():
+        for handle in self._pages.free(pages):
             self._store.free(handle)
-        self._handles[pages] = -1
-        self._generations[pages] = (self._generations[pages] + np.uint32(1)) & np.uint32(GENERATION_MASK)
-        self._renew_keys(pages)
         self.evicted += leaves.size
         return work
-
-    def _renew_keys(self, pages: npt.NDArray[np.int64]) -> None:
-        base = np.uint64(page_key(self.boot, 0, 0))
-        shift = np.uint64(PAGE_BITS)
-        generations = self._generations[pages].astype(np.uint64)
-        self._page_keys[pages] = base | ((generations << shift | pages.astype(np.uint64)) << np.uint64(10))
 
 
 def _part(prefix: str, state: dict[str, Array]) -> dict[str, Array]:
