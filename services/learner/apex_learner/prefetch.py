@@ -1,4 +1,6 @@
-"""The thread that keeps batches ready: plans draws, applies replies in order, hands batches to the trainer."""
+"""The thread that keeps batches ready: plans draws, applies replies in order, hands batches to the trainer, and takes
+them back with the new priorities of their items.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from apex_learner.assembler import BatchAssembler
+import numpy as np
+import numpy.typing as npt
+
+from apex_learner.assembler import BatchAssembler, DrawPlan
+from apex_learner.readback import Learned
 from apexrl.experience.batch import BatchBuffer
 from apexrl.replay.limiter import SamplesPerInsertLimiter
 from apexrl.telemetry.logging import get_logger
@@ -45,7 +51,7 @@ class Prefetcher:
     Args:
         clients: one per shard; each sets ``wake`` when something has come.
         table: name of the table.
-        assembler: owned by this thread from now on, but for its ring.
+        assembler: owned by this thread from now on.
         limiter: owned by this thread from now on.
         wake: set to end the wait between two turns.
         on_totals: called with shard, report and boot, on this thread.
@@ -69,7 +75,8 @@ class Prefetcher:
         self._wake = wake
         self._on_totals = on_totals
         self._on_latency = on_latency
-        self._ready: queue.Queue[BatchBuffer] = queue.Queue()
+        self._ready: queue.SimpleQueue[BatchBuffer] = queue.SimpleQueue()
+        self._learned: deque[Learned] = deque()
         self._taken = 0
         self._stopping = threading.Event()
         self._limits_sent = 0.0
@@ -100,9 +107,13 @@ class Prefetcher:
             self._wake.set()
         return batch
 
-    def release(self, batch: BatchBuffer) -> None:
-        """Give a batch's memory back."""
-        self._assembler.ring.release(batch)
+    def learned(self, batch: BatchBuffer, priorities: npt.NDArray[np.float32] | None) -> None:
+        """Give a batch's memory back, and the new priorities [B] of its items, if any, to their shards.
+
+        Both happen in the next turn, for all batches together: between two updates nothing of it is in the caches, and
+        each small operation costs several times what it costs in a row.
+        """
+        self._learned.append(Learned(batch, priorities))
 
     def waiting(self) -> str | None:
         """What the learner waits for, in words; None if for nothing."""
@@ -175,8 +186,28 @@ class Prefetcher:
                 link.limit = limit
                 link.client.set_insert_limits({self._table: limit})
 
+    def _give_back(self) -> None:
+        """Send the priorities of what has been learned from, and free its memory."""
+        done = [self._learned.popleft() for _ in range(len(self._learned))]
+        told = [(batch, priorities) for batch, priorities in done if priorities is not None]
+        if told:
+            keys = np.concatenate([batch.keys for batch, _ in told])
+            shards = np.concatenate([batch.shards for batch, _ in told])
+            new = np.concatenate([priorities for _, priorities in told])
+            for shard, link in enumerate(self._links):
+                own = slice(None) if len(self._links) == 1 else shards == shard
+                link.client.update_priorities(self._table, keys[own], new[own])
+        for batch, _ in done:
+            self._assembler.ring.release(batch)
+
+    def _plan(self) -> list[DrawPlan]:
+        # Counted before buffers are freed: what is learned from in between holds its buffer still, and counts as ready.
+        ready = self._ready.qsize()
+        self._give_back()
+        return self._assembler.plan(ready)
+
     def _request(self) -> None:
-        while plans := self._assembler.plan(self._ready.qsize()):
+        while plans := self._plan():
             self._limits_sent = 0.0
             refused = []
             for plan in plans:

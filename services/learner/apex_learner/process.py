@@ -183,7 +183,6 @@ class LearnerProcess:
         seconds = time.perf_counter() - got
         self._sampling.depth.observe(seconds)
         self._rates.updated(seconds)
-        self._metrics.step_seconds.observe(seconds)
         if self._trainer.finished():
             self._finish()
 
@@ -307,6 +306,8 @@ class LearnerProcess:
         metrics, trainer = self._metrics, self._trainer
         for counter, total in self._totals_of_the_run():
             metrics.follow(counter, total)
+        for seconds in self._rates.take_durations():
+            metrics.step_seconds.observe(seconds)
         metrics.follow(metrics.phase_seconds, self._rates.total_wait_seconds, "batch_wait")
         metrics.follow(metrics.phase_seconds, self._rates.total_update_seconds, "update")
         metrics.prefetch_batches.set(self._sampling.num_ready)

@@ -24,12 +24,19 @@ class Rates:
         self._points: deque[_Point] = deque()
         self.total_wait_seconds = 0.0
         self.total_update_seconds = 0.0
+        self._durations: list[float] = []
 
     def waited(self, seconds: float) -> None:
         self.total_wait_seconds += seconds
 
     def updated(self, seconds: float) -> None:
         self.total_update_seconds += seconds
+        self._durations.append(seconds)
+
+    def take_durations(self) -> list[float]:
+        """Seconds of each update since the last call."""
+        taken, self._durations = self._durations, []
+        return taken
 
     def observe(self, updates: int, frames: int) -> None:
         """Take in the run's counters as they are now."""

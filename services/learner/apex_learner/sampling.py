@@ -148,11 +148,7 @@ class Sampling:
 
         Where no shard reads priorities none are sent: messages beside the update slow it down.
         """
-        if priorities is not None and self._reads_priorities:
-            for shard, client in enumerate(self._clients):
-                own = slice(None) if len(self._clients) == 1 else batch.shards == shard
-                client.update_priorities(self._table, batch.keys[own], priorities[own])
-        self._prefetcher.release(batch)
+        self._prefetcher.learned(batch, priorities if self._reads_priorities else None)
 
     def waiting(self) -> str | None:
         """What the learner waits for, in words; None if for nothing."""

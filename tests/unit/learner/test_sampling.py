@@ -1,4 +1,4 @@
-"""The learner's side of the replay, its streams replaced: what it sends back to shards."""
+"""The learner's side of the replay, its streams replaced: which priorities go back."""
 
 from __future__ import annotations
 
@@ -19,28 +19,16 @@ from apexrl.transport.sample_client import LearnerIdentity
 from benchmarks.machine import ROOT
 
 
-class Client:
-    """Keeps what it is given for its shard."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.sent: list[tuple[list[int], list[float]]] = []
-
-    def update_priorities(self, table: str, keys: Any, priorities: Any) -> None:
-        self.sent.append((keys.tolist(), priorities.tolist()))
-
-
 @pytest.mark.parametrize(("overrides", "read"), [([], True), (["--replay.selector", "uniform"], False)])
-def test_new_priorities_go_to_the_shards_that_read_them(
+def test_new_priorities_go_back_where_something_reads_them(
     overrides: list[str], read: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    addresses = ["--replay.addresses", "127.0.0.1:1", "127.0.0.1:2"]
-    config = load_experiment(
-        ROOT / "configs" / "pendulum_apex_dpg.yaml", [*addresses, *overrides], algorithm_configs=CONFIGS
-    )
+    config = load_experiment(ROOT / "configs" / "pendulum_apex_dpg.yaml", overrides, algorithm_configs=CONFIGS)
     (table,) = make_algorithm(config, env_spec(config.env)).tables()
-    released: list[BatchBuffer] = []
-    monkeypatch.setattr(sampling, "SampleClient", Client)
-    monkeypatch.setattr(sampling, "Prefetcher", lambda *arguments: SimpleNamespace(release=released.append))
+    learned: list[tuple[Any, Any]] = []
+    prefetcher = SimpleNamespace(learned=lambda *batch: learned.append(batch))
+    monkeypatch.setattr(sampling, "SampleClient", lambda *arguments, **named: None)
+    monkeypatch.setattr(sampling, "Prefetcher", lambda *arguments: prefetcher)
     made = sampling.Sampling(
         config,
         table,
@@ -54,11 +42,9 @@ def test_new_priorities_go_to_the_shards_that_read_them(
         on_latency=lambda shard, seconds: None,
     )
     batch = BatchBuffer(table.config.signature, 4)
-    batch.keys[:] = [10, 11, 12, 13]
-    batch.shards[:] = [0, 1, 1, 0]
-    made.learned(batch, np.array([1, 2, 3, 4], np.float32))
+    priorities = np.array([1, 2, 3, 4], np.float32)
+    made.learned(batch, priorities)
     made.learned(batch, None)
-    assert released == [batch, batch]
-    clients: Any = made._clients
-    expected = [[([10, 13], [1.0, 4.0])], [([11, 12], [2.0, 3.0])]] if read else [[], []]
-    assert [client.sent for client in clients] == expected
+    assert [one for one, _ in learned] == [batch, batch]
+    assert learned[0][1] is (priorities if read else None)
+    assert learned[1][1] is None
