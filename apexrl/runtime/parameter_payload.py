@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors.torch import load, save
+from safetensors import numpy as safetensors_numpy
+from safetensors import torch as safetensors_torch
 
 PublishDtype = Literal["float32", "float16"]
 
@@ -36,10 +37,18 @@ def pack_parameters(tensors: Mapping[str, torch.Tensor], dtype: PublishDtype) ->
                 kept.append(name)
             else:
                 packed[name] = half
-    return Packed(save(packed), tuple(kept))
+    return Packed(_save(packed), tuple(kept))
 
 
 def unpack_parameters(payload: bytes) -> dict[str, torch.Tensor]:
     """Tensors by name, on the CPU; what came as float16 is float32 again."""
-    tensors = load(payload)
+    tensors = safetensors_torch.load(payload)
     return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+
+
+def _save(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Contiguous tensors of the CPU as safetensors bytes."""
+    # The trainer waits for this. By way of numpy, which has no bfloat16, it takes a small network a sixth of the time.
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+        return safetensors_torch.save(dict(tensors))
+    return safetensors_numpy.save({name: tensor.numpy() for name, tensor in tensors.items()})

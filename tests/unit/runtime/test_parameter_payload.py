@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from apexrl.runtime.parameter_payload import pack_parameters, unpack_parameters
@@ -13,12 +14,14 @@ def tensors() -> dict[str, torch.Tensor]:
         "weight": torch.randn(64, 32, generator=generator),
         "transposed": torch.randn(8, 4, generator=generator).T,
         "count": torch.arange(5),
+        "step": torch.tensor(3.0),
         "narrow": torch.randn(7, generator=generator).to(torch.bfloat16),
     }
 
 
-def test_single_precision_is_exact() -> None:
-    given = tensors()
+@pytest.mark.parametrize("with_bfloat16", [False, True])
+def test_single_precision_is_exact(with_bfloat16: bool) -> None:
+    given = {name: tensor for name, tensor in tensors().items() if with_bfloat16 or tensor.dtype != torch.bfloat16}
     packed = pack_parameters(given, "float32")
     got = unpack_parameters(packed.payload)
     assert packed.kept == ()
