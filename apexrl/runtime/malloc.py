@@ -49,6 +49,16 @@ def give_freed_memory_back() -> bool:
     )
 
 
+def trim_heaps() -> bool:
+    """Give all whole pages of freed blocks back, wherever in the heaps they lie; returns whether any were.
+
+    By itself glibc gives back only what is free at a heap's end, and a small block there that stays holds all below it.
+    It takes some milliseconds, and the pages have to be touched anew: call it before a long wait.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    return trim is not None and bool(trim(0))
+
+
 def _set(*options: tuple[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False

@@ -16,6 +16,7 @@ from apexrl.algorithms import make_algorithm
 from apexrl.config import ExperimentConfig, shared_json
 from apexrl.envs import env_spec, make_vec
 from apexrl.runtime.lifecycle import Shutdown
+from apexrl.runtime.malloc import trim_heaps
 from apexrl.runtime.parameter_payload import unpack_parameters
 from apexrl.runtime.seeding import integer_seed
 from apexrl.runtime.torch_cpu import configure_torch
@@ -291,6 +292,7 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
                     peers.membership.report(reports)
                     evaluated = (newest.run_id, newest.version)
             peers.parameters.request()
+            trim_heaps()
             rest = evaluator.period_seconds - (time.monotonic() - started)
             again = time.monotonic() + (max(0.5, rest) if not peers.membership.finished else 0.5)
             while (left := again - time.monotonic()) > 0 and not stop.requested:

@@ -43,6 +43,25 @@ thread.start()
 thread.join()
 """
 
+#: A thread takes 64 MB in small blocks and keeps every sixteenth, the last one as well.
+SCATTERED = """
+import threading
+from apexrl.runtime.malloc import give_freed_memory_back, trim_heaps
+took = give_freed_memory_back()
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+kept = []
+def receive():
+    kept.extend([b"x" * 64_000 for _ in range(1000)][15::16])
+before = resident()
+thread = threading.Thread(target=receive)
+thread.start()
+thread.join()
+freed = resident() - before
+print(int(took), freed, int(trim_heaps()), resident() - before)
+"""
+
 #: Eight threads that live at once take and free 2 MB one after the other.
 TURNS = """
 import sys, threading
@@ -101,3 +120,13 @@ def test_large_blocks_leave_although_small_ones_between_them_stay() -> None:
         pytest.skip("this C library has no mallopt")
     assert full > 40e6
     assert left < 4e6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
+def test_free_pages_between_blocks_that_stay_leave_when_heaps_are_trimmed() -> None:
+    took, freed, any_left, held = numbers(SCATTERED)
+    if not took:
+        pytest.skip("this C library has no mallopt")
+    assert freed > 40e6, "blocks that stay hold what was freed below them"
+    assert any_left
+    assert 62 * 64_000 < held < 10e6
