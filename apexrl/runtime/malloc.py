@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -40,7 +41,7 @@ def give_freed_memory_back() -> bool:
     blocks from the heap of the thread that asks, where small blocks that stay come to lie between them: the heap of an
     evaluator's I/O thread, which takes parameters in, grew by 1 MB with each of them. Blocks of 1 MiB and more are
     mapped one by one instead (a fixed threshold also keeps glibc from raising its own). Smaller ones come from few
-    heaps, so that what one thread has freed serves another: each heap grows for a long time before it levels off.
+    heaps, so that what one thread has freed serves another; what is free in them leaves with :func:`trim_heaps`.
     """
     return _set(
         (_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES),
@@ -55,14 +56,15 @@ def trim_heaps() -> bool:
     By itself glibc gives back only what is free at a heap's end, and a small block there that stays holds all below it.
     It takes some milliseconds, and the pages have to be touched anew: call it before a long wait.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    trim = _c_function("malloc_trim")
     return trim is not None and bool(trim(0))
 
 
 def _set(*options: tuple[int, int]) -> bool:
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return all(mallopt(option, value) for option, value in options)
+    mallopt = _c_function("mallopt")
+    return mallopt is not None and all(mallopt(option, value) for option, value in options)
+
+
+def _c_function(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None where it has no such function."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

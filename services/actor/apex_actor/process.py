@@ -291,8 +291,8 @@ def run_evaluator(config: ExperimentConfig[Any], stop: Shutdown, metrics: Evalua
                 if reports:
                     peers.membership.report(reports)
                     evaluated = (newest.run_id, newest.version)
+                trim_heaps()
             peers.parameters.request()
-            trim_heaps()
             rest = evaluator.period_seconds - (time.monotonic() - started)
             again = time.monotonic() + (max(0.5, rest) if not peers.membership.finished else 0.5)
             while (left := again - time.monotonic()) > 0 and not stop.requested:

@@ -21,13 +21,17 @@ churn(20)
 print(int(took), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+#: For the programs that ask what they hold.
+RESIDENT = """
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+"""
+
 HELD = """
 import threading
 from apexrl.runtime.malloc import give_freed_memory_back
 took = give_freed_memory_back()
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
 small = []
 def receive():
     before = resident()
@@ -48,9 +52,6 @@ SCATTERED = """
 import threading
 from apexrl.runtime.malloc import give_freed_memory_back, trim_heaps
 took = give_freed_memory_back()
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
 kept = []
 def receive():
     kept.extend([b"x" * 64_000 for _ in range(1000)][15::16])
@@ -67,9 +68,6 @@ TURNS = """
 import sys, threading
 from apexrl.runtime.malloc import keep_freed_memory
 took = keep_freed_memory(few_heaps=sys.argv[1] == "few")
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
 turns = [threading.Event() for _ in range(9)]
 def receive(number):
     turns[number].wait()
@@ -105,8 +103,8 @@ def test_freed_tensors_cause_no_page_faults_when_they_are_made_again(few_heaps: 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
 def test_threads_in_turn_need_no_memory_of_their_own_with_few_heaps() -> None:
-    took, own = numbers(TURNS, "many")
-    _, shared = numbers(TURNS, "few")
+    took, own = numbers(RESIDENT + TURNS, "many")
+    _, shared = numbers(RESIDENT + TURNS, "few")
     if not took:
         pytest.skip("this C library has no mallopt")
     assert own > 7 * 2e6, "eight threads keep 2 MB each"
@@ -115,7 +113,7 @@ def test_threads_in_turn_need_no_memory_of_their_own_with_few_heaps() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
 def test_large_blocks_leave_although_small_ones_between_them_stay() -> None:
-    took, full, left = numbers(HELD)
+    took, full, left = numbers(RESIDENT + HELD)
     if not took:
         pytest.skip("this C library has no mallopt")
     assert full > 40e6
@@ -124,7 +122,7 @@ def test_large_blocks_leave_although_small_ones_between_them_stay() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="advice for glibc")
 def test_free_pages_between_blocks_that_stay_leave_when_heaps_are_trimmed() -> None:
-    took, freed, any_left, held = numbers(SCATTERED)
+    took, freed, any_left, held = numbers(RESIDENT + SCATTERED)
     if not took:
         pytest.skip("this C library has no mallopt")
     assert freed > 40e6, "blocks that stay hold what was freed below them"
