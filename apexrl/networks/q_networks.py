@@ -11,7 +11,7 @@ from torch import nn
 
 from apexrl.config import ConfigError, require, shared
 from apexrl.env_types import EnvSpec
-from apexrl.networks.torsos import ConvTorso, DenseTorso
+from apexrl.networks.torsos import ConvTorso, DenseTorso, linear
 
 #: (kernel, stride) of the convolutions of Mnih et al. 2015.
 NATURE_KERNELS = ((8, 4), (4, 2), (3, 1))
@@ -72,7 +72,7 @@ class QHead(nn.Module):
         self.value = nn.Linear(hidden_units, 1) if dueling else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        hidden = F.relu(self.hidden(features))
+        hidden = F.relu(linear(self.hidden, features))
         if self.value is None:
             return self.advantage(hidden).float()  # type: ignore[no-any-return]
         of_value, of_advantage = hidden.tensor_split(2, dim=1)

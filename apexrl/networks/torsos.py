@@ -15,6 +15,8 @@ class InputConv2d(nn.Conv2d):
     The pixels' scale is folded into the weights, which saves a pass over the images. On CUDA, blocks of stride x stride
     pixels become channels of one pixel and the convolution one of stride 1: the same sums, but over 64 channels for
     Atari's four frames and stride 4, where tensor cores pad four channels to eight and gain nothing.
+
+    Features come channels last in memory, on every device: all layers behind inherit that faster layout.
     """
 
     def __init__(
@@ -25,21 +27,26 @@ class InputConv2d(nn.Conv2d):
         self._block = stride if kernel_size % stride == 0 else 1
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W] as float32, or in autocast's type, which would be converted to next; channels last in
-        memory: all layers behind inherit that faster layout.
-        """
+        """Images [B, C, H, W] as float32, or in autocast's type, which would be converted to next."""
         kind = images.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         if kind == "cuda" and self._block > 1:
             return space_to_depth(images, self._block, dtype)
-        return images.to(dtype, memory_format=torch.channels_last)
+        if kind == "cpu" and not torch.is_grad_enabled():
+            # To transpose few channels takes a CPU longer than to convolve them; only the weights' gradient, which
+            # takes twice as long from channels that come first, is worth it.
+            return images.to(dtype, memory_format=torch.contiguous_format)
+        # One pass over bytes and one that converts: half of the time of both at once (on a CPU).
+        return torch.stack(images.unbind(1), dim=-1).to(dtype).permute(0, 3, 1, 2)
 
     def forward(self, prepared: torch.Tensor) -> torch.Tensor:
         """What :meth:`prepare` made -> features [B, C', H', W'] (no activation)."""
         weight = self.weight * self.input_scale if self.input_scale != 1.0 else self.weight
         if prepared.shape[1] == self.in_channels:
-            return F.conv2d(prepared, weight, self.bias, self.stride)
-        return F.conv2d(prepared, space_to_depth(weight, self._block, weight.dtype), self.bias)
+            features = F.conv2d(prepared, weight, self.bias, self.stride)
+        else:
+            features = F.conv2d(prepared, space_to_depth(weight, self._block, weight.dtype), self.bias)
+        return features.contiguous(memory_format=torch.channels_last)
 
 
 def space_to_depth(images: torch.Tensor, block: int, dtype: torch.dtype) -> torch.Tensor:
@@ -106,6 +113,16 @@ class ConvTorso(nn.Module):
         for layer in self.layers:
             features = F.relu(layer(features), inplace=True)
         return features.permute(0, 2, 3, 1).flatten(1)
+
+
+def linear(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """A large ``layer`` of inputs [B, F] -> [B, F'], on CPUs without gradients as W x^T.
+
+    They are the same sums, a third faster for a few dozen inputs (MKL). With gradients nothing is gained.
+    """
+    if inputs.device.type != "cpu" or torch.is_grad_enabled():
+        return layer(inputs)  # type: ignore[no-any-return]
+    return torch.addmm(layer.bias[:, None], layer.weight, inputs.t()).t()
 
 
 class DenseTorso(nn.Module):

@@ -99,6 +99,28 @@ def test_blocks_of_pixels_as_channels_give_the_same_convolution(height: int, wid
     torch.testing.assert_close(layer(blocks), layer(layer.prepare(images)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", [ATARI, MINATAR])
+def test_values_are_the_same_with_and_without_gradients(spec: EnvSpec) -> None:
+    """Layouts differ, because only a gradient is worth a transposition of the images."""
+    torch.manual_seed(0)
+    stack = 4 if spec is ATARI else 1
+    network = make_q_network(NetworkConfig(), spec, stack)
+    images = torch.randint(0, 256 if spec is ATARI else 2, (7, *spec.network_input_shape(stack)), dtype=torch.uint8)
+    with_gradients = network(images)
+    assert with_gradients.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), with_gradients.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_features_come_channels_last(gradients: bool) -> None:
+    layer = InputConv2d(4, 16, 8, 4, 1 / 255)
+    with torch.set_grad_enabled(gradients):
+        prepared = layer.prepare(torch.zeros(3, 4, 84, 84, dtype=torch.uint8))
+        assert prepared.is_contiguous(memory_format=torch.channels_last) is gradients
+        assert layer(prepared).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_parameters_are_contiguous_so_that_they_can_be_published() -> None:
     network = make_q_network(NetworkConfig(), ATARI, 4)
     assert all(value.is_contiguous() for value in network.state_dict().values())
