@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
+from torch import nn
 
 from apex_actor.exploring import lane_epsilons
 from apex_actor.loop import ActorLoop
 from apexrl.algorithms import make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig
 from apexrl.envs import env_spec, make_vec
+from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.torch_cpu import configure_torch
 from benchmarks.aggregation import spread
 from benchmarks.options import conclude, fraction_goal, load, parser, run
@@ -101,14 +103,17 @@ def env_and_network_steps(config: ExperimentConfig[Any], lanes: int) -> Callable
     return step
 
 
-def make_loop(config: ExperimentConfig[Any], lanes: int) -> ActorLoop:
-    """The actor's loop as the actor process makes it, with the exploration of ``lanes`` leased lanes."""
+def make_loop(config: ExperimentConfig[Any], lanes: int, networks: nn.Module | None = None) -> ActorLoop:
+    """The actor's loop as the actor process makes it, with the exploration of ``lanes`` leased lanes.
+
+    ``networks`` stand in for the algorithm's own.
+    """
     algorithm = make_algorithm(config, env_spec(config.env))
     loop = ActorLoop(
         config=config,
         env=make_vec(config.env, lanes, num_threads=1),
         algorithm=algorithm,
-        networks=algorithm.make_networks(),
+        networks=networks or algorithm.make_networks(),
         seed=config.seed,
     )
     loop.epsilons = lane_epsilons(config.actor.exploration, list(range(lanes)), LATE_FRAMES)
@@ -128,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load(options.config, overrides)
     lanes = config.actor.lanes
     configure_torch(1)
+    keep_freed_memory(few_heaps=True)  # as the actor's process does
     with one_core():
         loop = make_loop(config, lanes)
         programs = {

@@ -26,6 +26,7 @@ from apexrl.config import ExperimentConfig
 from apexrl.env_types import DiscreteActions, EnvSpec
 from apexrl.envs import env_spec
 from apexrl.experience.batch import BatchBuffer
+from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.torch_cpu import configure_torch
 from apexrl.types import RowKind, TableConfig
 from benchmarks.aggregation import spread
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser(__doc__, seconds=5.0, windows=5).parse_known_args(arguments)
     config = load(options.config, overrides)
     threads = use_threads(config)
+    keep_freed_memory()  # as the learner does
     rates = interleave({"update": update_window(config)}, seconds=options.seconds, windows=options.windows)["update"]
     metrics = {
         "updates_per_second": spread(rates),

@@ -5,10 +5,49 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from apexrl.compiled import compiled, types
 from apexrl.env_types import EnvStep
 from apexrl.types import Array, RowKind
 
 MAX_AGE = int(np.iinfo(np.uint16).max)
+
+_FIRST, _MID, _LAST = int(RowKind.FIRST), int(RowKind.MID), int(RowKind.LAST)
+#: As environments return flags: of any strides, writable or not.
+_FLAGS = types.Array(types.boolean, 1, "A", readonly=True)
+_KINDS, _AGES = types.uint8[::1], types.uint16[::1]
+
+
+@compiled((_KINDS, _AGES, _FLAGS, _FLAGS, _FLAGS, _KINDS, _AGES, types.float32[::1], types.uint8[::1]))
+def _complete(
+    kinds: npt.NDArray[np.uint8],
+    ages: npt.NDArray[np.uint16],
+    terminated: npt.NDArray[np.bool_],
+    truncated: npt.NDArray[np.bool_],
+    life_lost: npt.NDArray[np.bool_],
+    next_kinds: npt.NDArray[np.uint8],
+    next_ages: npt.NDArray[np.uint16],
+    rewards: npt.NDArray[np.float32],
+    continuations: npt.NDArray[np.uint8],
+) -> int:
+    """Write the next rows' kinds and ages, and these rows' continuations; set the rewards of last rows to 0.
+
+    One loop, because a dozen array operations on a few lanes cost an actor a hundredth of its time.
+
+    Returns:
+        The first lane in which an episode ended twice, or -1.
+    """
+    for lane in range(len(kinds)):
+        ended = terminated[lane] or truncated[lane]
+        if kinds[lane] == _LAST:
+            if ended:
+                return lane
+            next_kinds[lane], next_ages[lane] = _FIRST, 0
+            rewards[lane], continuations[lane] = 0.0, 0
+        else:
+            next_kinds[lane] = _LAST if ended else _MID
+            next_ages[lane] = min(ages[lane] + 1, MAX_AGE)
+            continuations[lane] = 0 if terminated[lane] or life_lost[lane] else 1
+    return -1
 
 
 class EpisodeRows:
@@ -52,20 +91,18 @@ class EpisodeRows:
         Raises:
             ValueError: an episode ended in the very step that should have reset it; autoreset is not NEXT_STEP.
         """
-        last = self.last
-        ended = step.terminated | step.truncated
-        if np.any(ended & last):
-            lane = int(np.flatnonzero(ended & last)[0])
-            raise ValueError(f"lane {lane}: an episode ended in the step after an end; autoreset must be NEXT_STEP")
-        continuations = ~(step.terminated | step.life_lost | last)
+        lanes = len(self._kinds)
+        next_kinds, next_ages = np.empty(lanes, np.uint8), np.empty(lanes, np.uint16)
+        row_rewards, continuations = np.array(rewards, np.float32), np.empty(lanes, np.uint8)
+        flags = (step.terminated, step.truncated, step.life_lost)
+        twice = _complete(self._kinds, self._ages, *flags, next_kinds, next_ages, row_rewards, continuations)
+        if twice >= 0:
+            raise ValueError(f"lane {twice}: an episode ended in the step after an end; autoreset must be NEXT_STEP")
         columns: dict[str, Array] = {
             "kind": self._kinds,
             "age": self._ages,
-            "reward": np.where(last, np.float32(0.0), rewards).astype(np.float32),
-            "continuation": continuations.astype(np.uint8),
+            "reward": row_rewards,
+            "continuation": continuations,
         }
-        ages = np.minimum(self._ages.astype(np.int64) + 1, MAX_AGE)
-        self._ages = np.where(last, 0, ages).astype(np.uint16)
-        kinds = np.where(ended, RowKind.LAST, RowKind.MID)
-        self._kinds = np.where(last, RowKind.FIRST, kinds).astype(np.uint8)
+        self._kinds, self._ages = next_kinds, next_ages
         return columns

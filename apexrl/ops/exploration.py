@@ -81,9 +81,11 @@ def epsilon_greedy(
     Takes the same number of draws from ``generator`` whatever the outcome, so that traces stay comparable.
     """
     lanes, num_actions = q.shape
-    explore = generator.random(lanes) < epsilons
-    uniform = generator.integers(0, num_actions, lanes)
-    return np.where(explore, uniform, q.argmax(axis=1)).astype(np.int64)
+    explore, uniform = generator.random((2, lanes))
+    actions: npt.NDArray[np.int64] = np.where(
+        explore < epsilons, (uniform * num_actions).astype(np.int64), q.argmax(axis=1)
+    )
+    return actions
 
 
 def gaussian_exploration(

@@ -122,11 +122,11 @@ class ActorLoop:
             "observation": self._observation,
             **output.step_columns,
         }
-        turn = Turn(env_steps=int(acted.sum()))
+        turn = Turn(env_steps=int(np.count_nonzero(acted)))
         if self._builder is not None:
             turn.chunks = self._builder.append(columns, self._item_columns(output), output.scratch)
-        self._returns[acted] += step.reward[acted]
-        self._lengths[acted] += 1
+        np.add(self._returns, step.reward, out=self._returns, where=acted)
+        self._lengths += acted
         ended = acted & (step.terminated | step.truncated)
         if ended.any():
             turn.episodes = self._close_episodes(np.flatnonzero(ended))
@@ -173,9 +173,9 @@ class ActorLoop:
         return taken
 
     def _training_reward(self, reward: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        scaled = reward * np.float32(self._env_config.reward_scale)
-        clip = self._env_config.reward_clip
-        return np.clip(scaled, -clip, clip) if clip > 0 else scaled
+        scale, clip = self._env_config.reward_scale, self._env_config.reward_clip
+        scaled = reward if scale == 1.0 else reward * np.float32(scale)
+        return scaled.clip(-clip, clip) if clip > 0 else scaled
 
     def _close_episodes(self, lanes: npt.NDArray[np.intp]) -> list[EpisodeReport]:
         reports = [

@@ -62,6 +62,26 @@ def test_same_step_autoreset_is_noticed() -> None:
         complete(rows, answer(terminated=True))
 
 
+def test_flags_may_be_views_that_nobody_may_write_to() -> None:
+    """Environments keep their flags as they like, e.g. as columns of one table."""
+    flags = np.zeros((3, 3), np.bool_)
+    flags[0, 0] = flags[1, 1] = flags[2, 2] = True
+    flags.setflags(write=False)
+    rows, rewards = EpisodeRows(3), np.ones(3, np.float32)
+    columns = rows.complete(EnvStep(np.zeros((3, 1)), rewards, *flags.T), rewards)
+    assert columns["continuation"].tolist() == [0, 1, 0]
+    assert rows.last.tolist() == [True, True, False]
+    assert rows.ages.tolist() == [1, 1, 1]
+
+
+def test_rewards_given_are_not_written_to() -> None:
+    rows = EpisodeRows(1)
+    complete(rows, answer(terminated=True))
+    rewards = np.array([5.0], np.float32)
+    assert rows.complete(answer(), rewards)["reward"].tolist() == [0.0]
+    assert rewards.tolist() == [5.0]
+
+
 def test_n_step_windows_stop_at_the_nearest_last_row() -> None:
     kinds = np.array([[2, 0, 1, 1, 2, 0, 2, 0, 1, 1]], dtype=np.uint8)
     lengths, prefixes = NStepWindows(3).windows(kinds, 1, 6)
