@@ -27,8 +27,8 @@ from torch import nn
 
 from apexrl.algorithms import make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig
-from apexrl.env_types import DiscreteActions
 from apexrl.envs import env_spec
+from apexrl.networks.q_networks import QNetwork
 from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.torch_cpu import configure_torch
 from benchmarks.actor_loop import make_loop, one_core, phase_shares
@@ -46,17 +46,28 @@ BATCHES = 8
 SESSIONS = 9
 
 
+class PlainProgram(nn.Module):
+    """A Q-network as one would write it for onnxruntime, which arranges images and weights by itself."""
+
+    def __init__(self, network: QNetwork) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return self._network.values(observations.to(torch.float32))
+
+
 class OnnxNetwork(nn.Module):
     """A Q-network that onnxruntime evaluates, in an actor's place of the network itself."""
 
-    def __init__(self, network: nn.Module, example: torch.Tensor) -> None:
+    def __init__(self, network: QNetwork, example: torch.Tensor) -> None:
         super().__init__()
         import onnxruntime  # type: ignore[import-not-found]
 
-        network.requires_grad_(False)
+        program = PlainProgram(network).requires_grad_(False)
         started = time.perf_counter()
         exported = torch.onnx.export(
-            network, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False
+            program, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False
         )
         self.export_seconds = time.perf_counter() - started
         options = onnxruntime.SessionOptions()
@@ -119,12 +130,14 @@ def measure(config: ExperimentConfig[Any], *, seconds: float, windows: int) -> d
     """Metrics of one configuration."""
     spec = env_spec(config.env)
     lanes = config.actor.lanes
-    if not isinstance(spec.actions, DiscreteActions) or spec.observation_dtype != "uint8":
-        raise ConfigError(f"env.id is {config.env.id!r}, must have discrete actions and images of uint8")
+    if spec.observation_dtype != "uint8":
+        raise ConfigError(f"env.id is {config.env.id!r}, must have images of uint8")
     generator = np.random.default_rng(config.seed)
     shape = (lanes, *spec.network_input_shape(config.env.stack))
     batches = [torch.from_numpy(generator.integers(0, 256, shape, np.uint8)) for _ in range(BATCHES)]
     network = make_algorithm(config, spec).make_networks()
+    if not isinstance(network, QNetwork):
+        raise ConfigError(f"algorithm.name is {config.algorithm.name!r}, must be one with a Q-network")
     onnx = OnnxNetwork(copy.deepcopy(network), batches[0])
     bfloat16 = Bfloat16Network(network)
     networks = {"torch": network, "torch_bfloat16": bfloat16, PEER: onnx}
