@@ -37,6 +37,9 @@ class Benchmark:
 
 SUITE: dict[str, Benchmark] = {
     "actor": Benchmark("actor_loop.py", "an actor's steps/s on one core, against environment and network alone", 2),
+    "inference": Benchmark(
+        "inference.py", "an actor's network by other means than torch in float32", 6, peer="onnxruntime"
+    ),
     "update": Benchmark("learner_update.py", "updates/s of the algorithm alone", 1),
     "learner": Benchmark("learner_loop.py", "updates/s of a learner fed by a real shard, against the update alone", 3),
     "priority": Benchmark("priority.py", "drawing and updating 512 of 2M items", 3, False, "cpprb and TorchRL"),

@@ -28,7 +28,7 @@ def test_every_script_exists() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (BenchArguments(names=("actr",)), "'actr' is not a benchmark; there are actor, update"),
+        (BenchArguments(names=("actr",)), "'actr' is not a benchmark; there are actor, inference, update"),
         (BenchArguments(config=Path("no/such.yaml")), r"--config is no/such\.yaml, must be the YAML file"),
     ],
 )
