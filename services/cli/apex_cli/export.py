@@ -98,7 +98,8 @@ def save_program(policy: nn.Module, example: torch.Tensor, card: dict[str, Any],
     Under a temporary name first, so that no half of a file is left.
     """
     policy.requires_grad_(False).eval()
-    program = torch.export.export(policy, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with torch.no_grad():  # networks have a faster way where no gradient is asked for
+        program = torch.export.export(policy, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     temporary = output.with_name(f".{output.stem}-writing{output.suffix}")
     try:
         torch.export.save(program, temporary, extra_files={CARD: json.dumps(card, indent=2)})
