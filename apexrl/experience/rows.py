@@ -89,12 +89,19 @@ class EpisodeRows:
             are 0. A life loss changes neither kind nor age.
 
         Raises:
-            ValueError: an episode ended in the very step that should have reset it; autoreset is not NEXT_STEP.
+            ValueError: an episode ended in the very step that should have reset it; autoreset is not NEXT_STEP. Or
+                flags or rewards are not of L lanes.
         """
         lanes = len(self._kinds)
         next_kinds, next_ages = np.empty(lanes, np.uint8), np.empty(lanes, np.uint16)
         row_rewards, continuations = np.array(rewards, np.float32), np.empty(lanes, np.uint8)
         flags = (step.terminated, step.truncated, step.life_lost)
+        # The loop checks nothing.
+        if any(values.shape != (lanes,) for values in (*flags, row_rewards)):
+            raise ValueError(
+                f"terminated, truncated, life_lost and rewards have the shapes "
+                f"{[values.shape for values in (*flags, row_rewards)]}, must be of {lanes} lanes"
+            )
         twice = _complete(self._kinds, self._ages, *flags, next_kinds, next_ages, row_rewards, continuations)
         if twice >= 0:
             raise ValueError(f"lane {twice}: an episode ended in the step after an end; autoreset must be NEXT_STEP")

@@ -74,6 +74,14 @@ def test_flags_may_be_views_that_nobody_may_write_to() -> None:
     assert rows.ages.tolist() == [1, 1, 1]
 
 
+def test_answers_of_another_number_of_lanes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be of 2 lanes"):
+        EpisodeRows(2).complete(answer(), np.zeros(2, np.float32))
+    flags = np.zeros(2, np.bool_)
+    with pytest.raises(ValueError, match=r"must be of 2 lanes"):
+        EpisodeRows(2).complete(EnvStep(flags, flags, flags, flags, flags), np.zeros(3, np.float32))
+
+
 def test_rewards_given_are_not_written_to() -> None:
     rows = EpisodeRows(1)
     complete(rows, answer(terminated=True))
