@@ -29,6 +29,7 @@ from apexrl.algorithms import make_algorithm
 from apexrl.config import ConfigError, ExperimentConfig
 from apexrl.envs import env_spec
 from apexrl.networks.q_networks import QNetwork
+from apexrl.networks.torsos import ConvTorso
 from apexrl.runtime.malloc import keep_freed_memory
 from apexrl.runtime.torch_cpu import configure_torch
 from benchmarks.actor_loop import make_loop, one_core, phase_shares
@@ -130,14 +131,15 @@ def measure(config: ExperimentConfig[Any], *, seconds: float, windows: int) -> d
     """Metrics of one configuration."""
     spec = env_spec(config.env)
     lanes = config.actor.lanes
-    if spec.observation_dtype != "uint8":
-        raise ConfigError(f"env.id is {config.env.id!r}, must have images of uint8")
     generator = np.random.default_rng(config.seed)
     shape = (lanes, *spec.network_input_shape(config.env.stack))
     batches = [torch.from_numpy(generator.integers(0, 256, shape, np.uint8)) for _ in range(BATCHES)]
     network = make_algorithm(config, spec).make_networks()
-    if not isinstance(network, QNetwork):
-        raise ConfigError(f"algorithm.name is {config.algorithm.name!r}, must be one with a Q-network")
+    if not isinstance(network, QNetwork) or not isinstance(network.torso, ConvTorso):
+        raise ConfigError(
+            f"algorithm.name is {config.algorithm.name!r} and env.id {config.env.id!r}, must be such that a Q-network "
+            "with convolutions plays"
+        )
     onnx = OnnxNetwork(copy.deepcopy(network), batches[0])
     bfloat16 = Bfloat16Network(network)
     networks = {"torch": network, "torch_bfloat16": bfloat16, PEER: onnx}

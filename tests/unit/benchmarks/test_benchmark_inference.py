@@ -22,4 +22,11 @@ def test_stand_ins_give_the_networks_values(stand_in: Callable[[QNetwork], nn.Mo
     other = stand_in(network)
     assert other(images[0]).dtype == torch.float32
     assert largest_difference(network, other, images) < tolerance
-    assert largest_difference(network, nn.Sequential(other, nn.Threshold(1e3, 1.0)), images) > 0.5
+
+
+def test_other_weights_are_a_difference() -> None:
+    spec = EnvSpec((84, 84), "uint8", DiscreteActions(6))
+    one, other = (make_q_network(NetworkConfig(), spec, 4) for _ in range(2))
+    images = [torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)]
+    assert largest_difference(one, one, images) == 0.0
+    assert largest_difference(one, other, images) > 1e-3

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[3]
 LOCATOR = "apexrl.runtime.kernel_cache.CopyingCacheLocator"
 _PROGRAM = """
 from apexrl.replay import sum_tree_kernels as kernels
@@ -52,3 +54,17 @@ def test_another_processor_has_it_compiled_anew(image: Path, tmp_path: Path) -> 
 def test_an_image_without_any_is_an_empty_directory(compiled: str, tmp_path: Path) -> None:
     chosen = {"NUMBA_CACHE_LOCATOR_CLASSES": LOCATOR, "APEX_COMPILED_KERNELS": compiled}
     assert hits_and_misses(tmp_path, **chosen) == (0, 1)
+
+
+@pytest.mark.parametrize(("stage", "package"), [("training", "apexrl"), ("replay", "apexrl.replay")])
+def test_images_compile_all_modules_that_have_loops(stage: str, package: str) -> None:
+    """One that is missing is compiled anew in every pod, and nobody would notice."""
+    with_loops = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "apexrl").rglob("*.py")
+        if re.search(r"^@compiled\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    of_stage = re.split(rf"^FROM \S+ AS {stage}$", dockerfile, flags=re.MULTILINE)[1].partition("\nFROM ")[0]
+    named = set(re.findall(r"apexrl(?:\.\w+)+", of_stage))
+    assert named == {module for module in with_loops if module.startswith(f"{package}.")}
